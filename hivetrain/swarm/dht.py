@@ -58,6 +58,7 @@ class SwarmDHT(hivemind.DHT):
     def run(self) -> None:
         """The forked process."""
         end_with_parent(self._parent_pid)
+        os.setpgrp()  # a Ctrl-C would end p2pd under the feet of a program that wants to take leave of the swarm
         try:
             super().run()
         finally:
