@@ -1,0 +1,203 @@
+"""Lightning's commands: YAML and dot overrides in, a running Trainer out, and an orderly end on a signal.
+
+Surprising fact: a signal has its deadline kept by a thread of its own, because Python runs signal handlers only
+between two bytecodes of the main thread, and the backward pass of a large model on a CPU is one bytecode.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf.errors import OmegaConfBaseException
+
+from hivetrain.callbacks import GenerationSample, MinerReport, StopAtSwarmEpoch, SwarmCheckpoint, SwarmProgress
+from hivetrain.config_errors import describe
+from hivetrain.errors import UserError
+
+ENDING_S = 8.0  # of the 10 that a program has to end after a signal
+CALLBACKS: dict[str, type[Callback]] = {
+    "stop": StopAtSwarmEpoch,
+    "checkpoint": SwarmCheckpoint,
+    "sample": GenerationSample,
+    "report": MinerReport,
+    "progress": SwarmProgress,
+}
+
+
+class HiveArgumentParser(LightningArgumentParser):
+    """Reports a mistake as one line that names the key and its place, instead of a usage page."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what ``run`` turns into a UserError."""
+        raise _ConfigError(message) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the configuration beside the logs; without a logger there is no such place and nothing is written."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it once, over that of an earlier run."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class HiveCLI(LightningCLI):
+    """LightningCLI with CausalLM and RefinedWebDataModule as defaults and a key for each of our callbacks.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: What follows the command on the command line.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        # Plain "omegaconf" resolves references before the overrides arrive; "+" does it after, and these settings make
+        # ${model.x} mean the same inside a subcommand.
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=HiveArgumentParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "hivetrain"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=[command, *arguments],
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the defaults and the callbacks' keys."""
+        parser.set_defaults(
+            {
+                "model": {"class_path": "hivetrain.model.CausalLM"},
+                "data": {"class_path": "hivetrain.data.RefinedWebDataModule"},
+            }
+        )
+        for key, callback in CALLBACKS.items():
+            default = {"class_path": "hivetrain.callbacks.SwarmProgress"} if key == "progress" else None
+            parser.add_argument(f"--{key}", type=callback | None, default=default)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is a mistake in the configuration."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise _user_error(error) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with the chosen callbacks."""
+        config = self._get(self.config_init, "trainer")
+        chosen = [self._get(self.config_init, key) for key in CALLBACKS]
+        if config["enable_progress_bar"] is False:
+            chosen = [callback for callback in chosen if not isinstance(callback, SwarmProgress)]
+        own = config["callbacks"] or []
+        own = own if isinstance(own, list) else [own]
+        callbacks = [*own, *(callback for callback in chosen if callback is not None)]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run one of Lightning's commands and return the exit status.
+
+    Raises:
+        UserError: If the configuration cannot be read, or what it asks for cannot be done.
+    """
+    _log_to_stderr()
+    with _orderly_end() as received:
+        try:
+            HiveCLI(command, arguments)
+        except _ConfigError as error:
+            raise UserError(describe(str(error), arguments)) from error
+        except (MisconfigurationException, OmegaConfBaseException) as error:
+            raise _user_error(error) from error
+        except (SystemExit, KeyboardInterrupt) as end:
+            if received:
+                return 128 + received[0]
+            if isinstance(end, KeyboardInterrupt):
+                raise
+            return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+class _ConfigError(UserError):
+    """The parser's own words, still to be put into one clear line."""
+
+
+def _user_error(error: BaseException) -> UserError:
+    """The UserError that a library wrapped on its way up, or the library's message on one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return UserError(" ".join(str(error).split()))
+
+
+class _CurrentStderr(logging.StreamHandler):
+    """Writes to whatever sys.stderr is now: the live display replaces it while it runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _log_to_stderr() -> None:
+    handler = _CurrentStderr()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("hivetrain")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@contextmanager
+def _orderly_end() -> Iterator[list[int]]:
+    """Turn the first SIGINT or SIGTERM into an exception in the main thread, and end the process if that takes long.
+
+    Yields the signals received. Later ones are ignored, so that an impatient user does not interrupt the clean-up.
+    """
+    received: list[int] = []
+
+    def interrupt(signum: int, _frame: FrameType | None) -> None:
+        if received:
+            return
+        received.append(signum)
+        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    threading.Thread(target=_end_in_time, args=(reader,), name="orderly-end", daemon=True).start()
+    previous = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield received
+    finally:
+        if not received:  # else both stay for the exit of the interpreter, which may hang too
+            signal.set_wakeup_fd(previous_fd)
+            writer.close()
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+
+def _end_in_time(reader: socket.socket) -> None:
+    """Wait for a signal's number on the socket; if the process still lives ENDING_S later, end it and its children."""
+    while number := reader.recv(1):
+        if number[0] in (signal.SIGINT, signal.SIGTERM):
+            threading.Event().wait(ENDING_S)
+            for child in psutil.Process().children(recursive=True):
+                child.kill()
+            os._exit(128 + number[0])
+    reader.close()
