@@ -1,0 +1,5 @@
+"""Lightning strategies."""
+
+from hivetrain.strategies.hivemind import HivemindStrategy
+
+__all__ = ["HivemindStrategy"]

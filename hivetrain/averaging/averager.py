@@ -1,0 +1,266 @@
+"""The peer's side of the swarm's protocol: group, exchange, vote, and the state for those who come late.
+
+It serves remote calls on the network loop of this process (hivemind's averager is a process of its own; here the only
+extra processes are the DHT node and its libp2p daemon, so there is less that can be left behind).
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator as AsyncIteratorABC
+from collections.abc import Callable
+from dataclasses import replace
+from typing import AsyncIterator  # noqa: UP035  # hivemind reads the annotations of rpc_* and knows this one only
+
+import torch
+from hivemind.dht import DHT
+from hivemind.p2p import P2P, P2PContext, P2PDaemonError, P2PHandlerError, PeerID, ServicerBase
+from hivemind.proto import averaging_pb2, runtime_pb2
+
+from hivetrain.averaging.codecs import Codec
+from hivetrain.averaging.exchange import Exchange, ExchangeError, Layout
+from hivetrain.averaging.group import Group, Matchmaker, Offer
+from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.round import Round
+from hivetrain.averaging.state import Snapshot, StateError, receive
+
+logger = logging.getLogger(__name__)
+
+_EARLY_S = 10.0  # how long a groupmate's message may be ahead of the group's own arrival here
+_MAX_EARLY = 256
+_NETWORK_ERRORS = (P2PDaemonError, P2PHandlerError, ConnectionError, OSError, EOFError)
+
+
+class Averager(ServicerBase):
+    """Runs rounds with other peers and serves the own state.
+
+    Args:
+        dht: a running DHT node.
+        prefix: name of the run; peers with another prefix are never met.
+        codec: encoding of the exchanged vector; part of the run's settings.
+        matchmaking_time_s: how long a round waits for peers that have not come yet.
+        part_timeout_s: longest silence of a groupmate during an exchange.
+        max_samples: cap on a member's averaging weight, given the number of members.
+        snapshot: returns the state to serve, or None while there is none.
+    """
+
+    def __init__(
+        self, dht: DHT, prefix: str, codec: Codec, *, matchmaking_time_s: float, part_timeout_s: float,
+        client_mode: bool, max_samples: Callable[[int], int], snapshot: Callable[[], Snapshot | None],
+    ) -> None:  # fmt: skip
+        self._dht, self._prefix, self._codec = dht, prefix, codec
+        self._matchmaking_time_s, self._part_timeout_s = matchmaking_time_s, part_timeout_s
+        self._client_mode, self._max_samples, self._snapshot = client_mode, max_samples, snapshot
+        self._rounds: dict[bytes, Round] = {}
+        self._new_round = asyncio.Condition()
+        self._early = 0
+
+    async def start(self) -> None:
+        """Connects to the DHT node's libp2p daemon and begins to serve."""
+        self._p2p: P2P = await self._dht.replicate_p2p()
+        self._matchmaker = Matchmaker(
+            self._p2p,
+            self._dht,
+            type(self),
+            self._prefix,
+            self._prefix.encode(),
+            self._matchmaking_time_s,
+            self._client_mode,
+        )
+        if not self._client_mode:
+            await self.add_p2p_handlers(self._p2p, namespace=self._prefix)
+
+    async def stop(self) -> None:
+        """Stops serving."""
+        if not self._client_mode:
+            await self.remove_p2p_handlers(self._p2p, namespace=self._prefix)
+
+    async def average(
+        self, offer: Offer, vector: torch.Tensor, expected_peers: int, quorum: int, timeout_s: float
+    ) -> tuple[RoundReport, torch.Tensor | None]:
+        """Tries to average ``vector`` (n,) fp32 on CPU with a quorum of peers.
+
+        Returns the report and, if and only if its outcome is ``AVERAGED``, the average: the same bytes on all members.
+        """
+        start = time.monotonic()
+        report = RoundReport(offer.epoch, Outcome.NO_GROUP, 1, expected_peers, local_samples=offer.samples)
+        group = await self._matchmaker.find(offer, expected_peers, quorum, timeout_s)
+        report = replace(report, matchmaking_s=time.monotonic() - start)
+        if group is None:
+            return replace(report, reason="no group of a quorum was found"), None
+        if self._p2p.peer_id not in group.peer_ids:
+            why = group.left_out.get(self._p2p.peer_id, "the group lists this peer no longer")
+            return replace(report, outcome=Outcome.EXCLUDED, reason=f"left out by the group: {why}"), None
+        size = len(group.peer_ids)
+        report = replace(report, group_size=size)
+        if size < quorum:
+            why = "; ".join(f"{str(peer)[-8:]}: {reason}" for peer, reason in group.left_out.items())
+            return replace(report, outcome=Outcome.BELOW_QUORUM, reason=f"{size} of {quorum} needed. {why}"), None
+        slices = group.slices(vector.numel())
+        if not any(slices):
+            return replace(report, outcome=Outcome.BELOW_QUORUM, reason="no member can be dialled"), None
+        remaining_s = max(1.0, timeout_s - report.matchmaking_s)
+        verdict = await self._run_round(group, Layout.split(vector.numel(), slices), vector, remaining_s)
+        committed = verdict.outcome is Outcome.AVERAGED
+        report = replace(
+            report,
+            outcome=verdict.outcome,
+            fraction=verdict.fraction,
+            samples=sum(member.samples for member in group.offers) if committed else 0,
+            exchange_s=verdict.seconds,
+            bytes_sent=verdict.bytes_sent,
+            bytes_received=verdict.bytes_received,
+            reason=verdict.reason,
+        )
+        return report, verdict.average
+
+    async def _run_round(self, group: Group, layout: Layout, vector: torch.Tensor, timeout_s: float):  # type: ignore[no-untyped-def]
+        me = group.peer_ids.index(self._p2p.peer_id)
+        weights = group.weights(self._max_samples(len(group.peer_ids)))
+        exchange = Exchange(me, weights, layout, vector, self._codec, self._part_timeout_s)
+        round_ = Round(group, me, exchange, self._part_timeout_s)
+        async with self._new_round:
+            self._rounds[group.group_id] = round_
+            self._new_round.notify_all()
+
+        def open_stream(member: int, parts: AsyncIteratorABC[bytes]) -> AsyncIteratorABC[bytes]:
+            return self._open_stream(group.group_id, group.peer_ids[member], parts)
+
+        async def send_ballot(member: int, ballot: bytes) -> bytes:
+            return await self._send_ballot(group.group_id, group.peer_ids[member], ballot)
+
+        try:
+            return await round_.run(open_stream, send_ballot, timeout_s)
+        finally:
+            asyncio.get_running_loop().call_later(2 * self._part_timeout_s, self._rounds.pop, group.group_id, None)
+
+    async def download(
+        self, peer_id: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer, timeout_s: float
+    ) -> Snapshot:
+        """Fetches a peer's state.
+
+        Raises:
+            StateError: the peer has none to give, or it does not fit, or it did not come in time.
+        """
+        try:
+            return await asyncio.wait_for(self._download(PeerID.from_base58(peer_id), module, optimizer), timeout_s)
+        except TimeoutError:
+            raise StateError(f"{peer_id[-8:]} did not send its state within {timeout_s:g} s") from None
+        except (*_NETWORK_ERRORS, ValueError) as error:
+            raise StateError(f"{peer_id[-8:]} cannot be asked for its state: {error}") from error
+
+    async def _download(self, peer_id: PeerID, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+        stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
+        stream = await stub.rpc_download_state(averaging_pb2.DownloadRequest())
+        first = await anext(aiter(stream), None)
+        if first is None or not first.metadata:
+            raise StateError(f"{str(peer_id)[-8:]} has no state to give")
+
+        async def chunks() -> AsyncIteratorABC[bytes]:
+            async for message in stream:
+                yield message.tensor_part.buffer
+
+        return await receive(first.metadata, chunks(), module, optimizer)
+
+    async def rpc_join_group(
+        self, request: averaging_pb2.JoinRequest, context: P2PContext
+    ) -> AsyncIterator[averaging_pb2.MessageFromLeader]:
+        """A peer wants to join the group that is forming here."""
+        if not self._matchmaker.accepts(request):
+            yield averaging_pb2.MessageFromLeader(code=averaging_pb2.PROTOCOL_VIOLATION)
+            return
+        async for response in self._matchmaker.answer(request, context):
+            yield response
+
+    async def rpc_exchange(
+        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
+    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        """A groupmate sends its parts of our slice and receives the averages."""
+        first = await asyncio.wait_for(anext(aiter(stream)), self._part_timeout_s)
+        round_ = await self._round_of(first.group_id)
+        if round_ is None or context.remote_id not in round_.group.peer_ids:
+            yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
+            return
+
+        async def parts() -> AsyncIteratorABC[bytes]:
+            yield first.tensor_part.buffer
+            async for message in stream:
+                yield message.tensor_part.buffer
+
+        try:
+            async for average in round_.exchange.serve(round_.group.peer_ids.index(context.remote_id), parts()):
+                yield averaging_pb2.AveragingData(
+                    code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=average)
+                )
+        except ExchangeError:
+            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED)
+
+    async def rpc_vote(self, request: averaging_pb2.AveragingData, context: P2PContext) -> averaging_pb2.AveragingData:
+        """A groupmate tells its ballot; the answer is ours."""
+        round_ = await self._round_of(request.group_id)
+        if round_ is None or context.remote_id not in round_.group.peer_ids:
+            return averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
+        member = round_.group.peer_ids.index(context.remote_id)
+        try:
+            ballot = await round_.answer_ballot(member, request.tensor_part.buffer)
+        except TimeoutError:
+            return averaging_pb2.AveragingData(code=averaging_pb2.INTERNAL_ERROR)
+        return averaging_pb2.AveragingData(
+            code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=ballot)
+        )
+
+    async def rpc_download_state(
+        self, _request: averaging_pb2.DownloadRequest, _context: P2PContext
+    ) -> AsyncIterator[averaging_pb2.DownloadData]:
+        """A peer that joins or has drifted asks for our state."""
+        snapshot = await asyncio.to_thread(self._snapshot)
+        if snapshot is None:
+            return
+        yield averaging_pb2.DownloadData(metadata=snapshot.header())
+        for chunk in snapshot.chunks():
+            yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=chunk))
+
+    async def _round_of(self, group_id: bytes) -> Round | None:
+        """The round, waiting a little for one that a groupmate learned of before this peer did."""
+        if group_id in self._rounds or self._early >= _MAX_EARLY:
+            return self._rounds.get(group_id)
+        self._early += 1
+        try:
+            async with self._new_round:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._new_round.wait_for(lambda: group_id in self._rounds), _EARLY_S)
+        finally:
+            self._early -= 1
+        return self._rounds.get(group_id)
+
+    async def _open_stream(
+        self, group_id: bytes, peer_id: PeerID, parts: AsyncIteratorABC[bytes]
+    ) -> AsyncIteratorABC[bytes]:
+        async def messages() -> AsyncIteratorABC[averaging_pb2.AveragingData]:
+            name = group_id
+            async for part in parts:
+                yield averaging_pb2.AveragingData(
+                    code=averaging_pb2.PART_FOR_AVERAGING, group_id=name, tensor_part=runtime_pb2.Tensor(buffer=part)
+                )
+                name = b""  # the first message names the group
+
+        try:
+            stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
+            async for message in await stub.rpc_exchange(messages()):
+                if message.code != averaging_pb2.AVERAGED_PART:
+                    raise ExchangeError(f"{str(peer_id)[-8:]} has given up")
+                yield message.tensor_part.buffer
+        except _NETWORK_ERRORS as error:
+            raise ExchangeError(f"{str(peer_id)[-8:]} is gone: {error}") from error
+
+    async def _send_ballot(self, group_id: bytes, peer_id: PeerID, ballot: bytes) -> bytes:
+        message = averaging_pb2.AveragingData(group_id=group_id, tensor_part=runtime_pb2.Tensor(buffer=ballot))
+        try:
+            stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
+            answer = await stub.rpc_vote(message, timeout=self._part_timeout_s)
+        except (*_NETWORK_ERRORS, TimeoutError) as error:
+            raise ExchangeError(f"no answer of {str(peer_id)[-8:]}: {error}") from error
+        if answer.code != averaging_pb2.AVERAGED_PART:
+            raise ExchangeError(f"{str(peer_id)[-8:]} does not know the group")
+        return bytes(answer.tensor_part.buffer)

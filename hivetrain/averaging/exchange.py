@@ -1,0 +1,219 @@
+"""Butterfly all-reduce of one flat vector inside a fixed group: all of it or nothing.
+
+Each member reduces its own slice and sends the *averaged part itself*, encoded once, to all members. So whoever
+finishes holds the same bytes as everybody else, which hivemind's runner (it returns ``average - what you sent``,
+rounded per sender, and carries on without members that fail) cannot promise. Any fault ends the exchange for all.
+
+Algorithm: butterfly all-reduce, Moshpit SGD (arXiv:2103.03239), without its tolerance of partial results.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from hivetrain.averaging.codecs import Codec
+
+PART_ELEMENTS = 2**17
+
+# Sends an iterator of encoded parts to a member and yields its encoded answers, one for each part.
+OpenStream = Callable[[int, AsyncIterator[bytes]], AsyncIterator[bytes]]
+
+
+class ExchangeError(Exception):
+    """The exchange cannot be completed; the message names the member where one is to blame."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which member reduces which elements: member i owns ``bounds[i] <= element < bounds[i + 1]``."""
+
+    bounds: tuple[int, ...]
+
+    def parts(self, member: int) -> list[tuple[int, int]]:
+        """The (start, stop) ranges of a member's slice, in the order in which they travel."""
+        start, stop = self.bounds[member], self.bounds[member + 1]
+        return [(begin, min(begin + PART_ELEMENTS, stop)) for begin in range(start, stop, PART_ELEMENTS)]
+
+    @classmethod
+    def split(cls, numel: int, sizes: Sequence[int]) -> "Layout":
+        """Builds a layout from the number of elements per member."""
+        bounds = [0]
+        for size in sizes:
+            bounds.append(bounds[-1] + int(size))
+        assert bounds[-1] == numel, "slices must cover the vector"
+        return cls(tuple(bounds))
+
+
+@dataclass
+class _Part:
+    """One part being reduced here: the running sum and, once all have arrived, the encoded average."""
+
+    total: torch.Tensor
+    missing: set[int]
+    average: asyncio.Future[bytes]
+
+
+@dataclass
+class Traffic:
+    """Payload bytes to and from other members, and elements of the result that have arrived."""
+
+    sent: int = 0
+    received: int = 0
+    elements: int = 0
+
+
+@dataclass
+class Exchange:
+    """One all-reduce. Create it inside a running event loop.
+
+    Args:
+        me: this member's index.
+        weights: averaging weight of each member, positive sum; equal on all members.
+        layout: equal on all members.
+        vector: shape (n,), fp32 on CPU; only read.
+        codec: equal on all members.
+        part_timeout_s: longest wait for any single part.
+    """
+
+    me: int
+    weights: Sequence[float]
+    layout: Layout
+    vector: torch.Tensor
+    codec: Codec
+    part_timeout_s: float
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def __post_init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        everyone = range(len(self.weights))
+        self._result = torch.empty_like(self.vector)
+        self._total_weight = float(sum(self.weights))
+        self._failure: asyncio.Future[None] = loop.create_future()
+        self._parts = [
+            _Part(torch.zeros(stop - start), set(everyone), loop.create_future())
+            for start, stop in self.layout.parts(self.me)
+        ]
+
+    async def run(self, open_stream: OpenStream) -> torch.Tensor:
+        """Exchanges with all members and returns the weighted mean, shape (n,), the same bytes on every member.
+
+        Raises:
+            ExchangeError: a member failed, sent something wrong, or stalled for longer than ``part_timeout_s``.
+        """
+        tasks = [asyncio.create_task(self._reduce_own())]
+        for member in range(len(self.weights)):
+            if member != self.me and self.layout.parts(member):
+                tasks.append(asyncio.create_task(self._talk_to(member, open_stream)))
+        try:
+            work = asyncio.gather(*tasks)
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.wait([asyncio.ensure_future(work), self._failure], return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                self._failure.result()
+            await work
+        except ExchangeError as error:
+            self.fail(error)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return self._result
+
+    def fail(self, error: ExchangeError) -> None:
+        """Ends the exchange here, and for every member that waits for an answer of this one."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+            self._failure.exception()  # retrieved: nobody has to wait on it
+        for part in self._parts:
+            if not part.average.done():
+                part.average.cancel()
+
+    async def serve(self, member: int, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Takes a member's parts of the own slice and yields the averages in the same order."""
+        reader = asyncio.create_task(self._read_parts(member, stream))
+        try:
+            for part in self._parts:
+                average = await self._average_of(part)
+                self.traffic.sent += len(average)
+                yield average
+            await reader
+        finally:
+            reader.cancel()
+
+    async def _read_parts(self, member: int, stream: AsyncIterator[bytes]) -> None:
+        try:
+            for part in self._parts:
+                data = await self._next(stream, member)
+                self.traffic.received += len(data)
+                values = await asyncio.to_thread(self.codec.decode, data, part.total.numel())
+                await self._add(part, member, values)
+        except (ValueError, ExchangeError) as error:
+            self.fail(ExchangeError(f"member {member}: {error}"))
+
+    async def _reduce_own(self) -> None:
+        """Adds the own values to the own slice; the own result, too, is decoded from the bytes that the others get."""
+        for (start, stop), part in zip(self.layout.parts(self.me), self._parts, strict=True):
+            values = self.vector[start:stop]
+            if self.codec.name != "none":
+                values = await asyncio.to_thread(self._quantise, values)
+            await self._add(part, self.me, values)
+        for (start, stop), part in zip(self.layout.parts(self.me), self._parts, strict=True):
+            await self._store(start, stop, await self._average_of(part))
+
+    def _quantise(self, values: torch.Tensor) -> torch.Tensor:
+        return self.codec.decode(self.codec.encode(values), values.numel())
+
+    async def _add(self, part: _Part, member: int, values: torch.Tensor) -> None:
+        if member not in part.missing:
+            raise ExchangeError(f"member {member} sent a part twice")
+        part.missing.discard(member)
+        # fp32 sums are commutative but not associative; only this member computes them, so all see the same rounding.
+        part.total.add_(values, alpha=self.weights[member] / self._total_weight)
+        if not part.missing and not part.average.done():
+            encoded = await asyncio.to_thread(self.codec.encode, part.total)
+            if not part.average.done():
+                part.average.set_result(encoded)
+
+    async def _talk_to(self, member: int, open_stream: OpenStream) -> None:
+        answers = open_stream(member, self._outgoing(member))
+        for start, stop in self.layout.parts(member):
+            data = await self._next(answers, member)
+            self.traffic.received += len(data)
+            try:
+                await self._store(start, stop, data)
+            except ValueError as error:
+                raise ExchangeError(f"member {member}: {error}") from error
+
+    async def _outgoing(self, member: int) -> AsyncIterator[bytes]:
+        for start, stop in self.layout.parts(member):
+            data = await asyncio.to_thread(self.codec.encode, self.vector[start:stop])
+            self.traffic.sent += len(data)
+            yield data
+
+    async def _store(self, start: int, stop: int, data: bytes) -> None:
+        self._result[start:stop] = await asyncio.to_thread(self.codec.decode, data, stop - start)
+        self.traffic.elements += stop - start
+
+    async def _average_of(self, part: _Part) -> bytes:
+        try:
+            return await asyncio.wait_for(asyncio.shield(part.average), self.part_timeout_s)
+        except TimeoutError:
+            late = ", ".join(str(member) for member in sorted(part.missing))
+            error = ExchangeError(f"member(s) {late} sent nothing for {self.part_timeout_s:g} s")
+            self.fail(error)
+            raise error from None
+        except asyncio.CancelledError:
+            if self._failure.done():
+                raise ExchangeError(f"exchange given up: {self._failure.exception()}") from None
+            raise
+
+    async def _next(self, stream: AsyncIterator[bytes], member: int) -> bytes:
+        try:
+            return await asyncio.wait_for(anext(stream), self.part_timeout_s)
+        except TimeoutError:
+            raise ExchangeError(f"member {member} sent nothing for {self.part_timeout_s:g} s") from None
+        except StopAsyncIteration:
+            raise ExchangeError(f"member {member} stopped before the end") from None

@@ -1,0 +1,189 @@
+"""Finding the peers of one round: hivemind's matchmaking, and a pure rule for who may take part.
+
+Every member sees the same offers (the leader relays them, the vote proves that it relayed the same to all), so every
+member computes the same membership, weights and slices from them without another message.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import msgpack
+from hivemind.averaging.group_info import GroupInfo
+from hivemind.averaging.load_balancing import load_balance_peers
+from hivemind.averaging.matchmaking import Matchmaking, MatchmakingException
+from hivemind.dht import DHT
+from hivemind.p2p import P2P, PeerID, ServicerBase
+from hivemind.proto import averaging_pb2
+from hivemind.utils import get_dht_time
+
+logger = logging.getLogger(__name__)
+
+MAX_OFFER_BYTES = 512
+MAX_MEMBERS = 1024
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a peer brings to a round.
+
+    Attributes:
+        fingerprint: 16 bytes naming the run's settings (model shapes, target batch size, compression, …).
+        epoch: swarm epoch that the peer wants to finish.
+        digest: first 16 bytes of the digest of its params.
+        samples: samples behind its gradient.
+        bandwidth: relative bandwidth for the slices; 0 for a peer that cannot be reached (client mode).
+    """
+
+    fingerprint: bytes
+    epoch: int
+    digest: bytes
+    samples: int
+    bandwidth: float
+
+    def to_bytes(self) -> bytes:
+        return msgpack.packb([self.fingerprint, self.epoch, self.digest, self.samples, self.bandwidth])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Offer":
+        """Parses an offer. Raises ValueError on anything that is not one."""
+        if len(data) > MAX_OFFER_BYTES:
+            raise ValueError(f"an offer has at most {MAX_OFFER_BYTES} bytes, got {len(data)}")
+        try:
+            fingerprint, epoch, digest, samples, bandwidth = msgpack.unpackb(data)
+        except Exception as error:  # msgpack raises a dozen types on garbage
+            raise ValueError(f"not an offer: {error}") from None
+        typed = isinstance(fingerprint, bytes) and isinstance(digest, bytes) and isinstance(bandwidth, float)
+        if not typed or type(epoch) is not int or type(samples) is not int:
+            raise ValueError("an offer's fields have other types")
+        if len(fingerprint) != DIGEST_BYTES or len(digest) != DIGEST_BYTES or epoch < 0:
+            raise ValueError("an offer's fields are out of range")
+        if not 0 < samples < 2**53 or not 0 <= bandwidth < 1e12:
+            raise ValueError("an offer's samples or bandwidth are out of range")
+        return cls(fingerprint, epoch, digest, samples, bandwidth)
+
+    @property
+    def state(self) -> tuple[bytes, int, bytes]:
+        """Peers may average only with peers of equal state."""
+        return self.fingerprint, self.epoch, self.digest
+
+
+@dataclass(frozen=True)
+class Group:
+    """The members of one round, in the same order on every member.
+
+    Attributes:
+        group_id: random name of the round.
+        peer_ids: members.
+        offers: one offer for each member.
+        left_out: peers that matchmaking found but whose state differs, with the reason.
+    """
+
+    group_id: bytes
+    peer_ids: tuple[PeerID, ...]
+    offers: tuple[Offer, ...]
+    left_out: dict[PeerID, str]
+
+    @classmethod
+    def from_matchmaking(cls, info: GroupInfo) -> "Group":
+        """Keeps the largest set of peers that agree on run, epoch and params (ties: higher epoch, smaller digest)."""
+        offers: dict[PeerID, Offer] = {}
+        left_out: dict[PeerID, str] = {}
+        for peer_id, data in list(zip(info.peer_ids, info.gathered, strict=True))[:MAX_MEMBERS]:
+            try:
+                offers[peer_id] = Offer.from_bytes(data)
+            except ValueError as error:
+                left_out[peer_id] = str(error)
+        votes = Counter(offer.state for offer in offers.values())
+        state = max(votes, key=lambda s: (votes[s], s[1], bytes(255 - byte for byte in s[2])), default=None)
+        members = tuple(peer_id for peer_id, offer in offers.items() if offer.state == state)
+        for peer_id, offer in offers.items():
+            if state is not None and offer.state != state:
+                left_out[peer_id] = difference(offer, state)
+        return cls(info.group_id, members, tuple(offers[peer_id] for peer_id in members), left_out)
+
+    def weights(self, max_samples: int) -> tuple[float, ...]:
+        """Averaging weights: each member's samples, none above ``max_samples``."""
+        return tuple(float(min(offer.samples, max_samples)) for offer in self.offers)
+
+    def slices(self, numel: int) -> tuple[int, ...]:
+        """Elements that each member reduces, by bandwidth; all zero if no member can be reached."""
+        bandwidths = [offer.bandwidth for offer in self.offers]
+        return tuple(load_balance_peers(numel, bandwidths)) if any(bandwidths) else (0,) * len(bandwidths)
+
+
+def difference(offer: Offer, state: tuple[bytes, int, bytes]) -> str:
+    """Says in what ``offer`` differs from the state of the others."""
+    fingerprint, epoch, _ = state
+    if offer.fingerprint != fingerprint:
+        return "its run settings differ"
+    if offer.epoch != epoch:
+        return f"it is at swarm epoch {offer.epoch}, the group is at {epoch}"
+    return f"its params differ from the group's at swarm epoch {epoch}"
+
+
+@dataclass
+class _Search:
+    """What hivemind's Matchmaking reads of a step: when it wants to begin, when to give up, what to gather."""
+
+    scheduled_time: float
+    deadline: float
+    data_for_gather: bytes
+
+    def get_timeout(self) -> float:
+        return max(0.0, self.deadline - get_dht_time())
+
+
+class Matchmaker:
+    """hivemind's matchmaking with a group size that may change from round to round.
+
+    Args:
+        servicer_type: the class whose ``rpc_join_group`` forwards to :meth:`answer`.
+        matchmaking_time_s: how long a round waits for peers that have not come yet.
+    """
+
+    def __init__(
+        self, p2p: P2P, dht: DHT, servicer_type: type[ServicerBase], prefix: str, schema: bytes,
+        matchmaking_time_s: float, client_mode: bool,
+    ) -> None:  # fmt: skip
+        self._matchmaking_time_s = matchmaking_time_s
+        self._matchmaking = Matchmaking(
+            p2p,
+            schema,
+            dht,
+            servicer_type=servicer_type,
+            prefix=prefix,
+            target_group_size=None,
+            min_group_size=2,
+            min_matchmaking_time=matchmaking_time_s,
+            request_timeout=matchmaking_time_s / 4,  # more leads to deadlocks of peers that wait for each other
+            client_mode=client_mode,
+        )
+
+    async def find(self, offer: Offer, target: int, quorum: int, timeout_s: float) -> Group | None:
+        """Looks for a group of ``target`` peers, or of at least ``quorum`` when matchmaking time is over.
+
+        Returns None if there is none within ``timeout_s``.
+        """
+        search = self._matchmaking
+        search.target_group_size = search.potential_leaders.target_group_size = target
+        search.group_key_manager.target_group_size = target
+        search.min_group_size = max(2, quorum)
+        now = get_dht_time()
+        step = _Search(now + self._matchmaking_time_s, now + timeout_s, offer.to_bytes())
+        try:
+            info = await search.look_for_group(step)
+        except (MatchmakingException, AssertionError, ValueError) as error:
+            logger.info("matchmaking failed: %r", error)
+            return None
+        return None if info is None else Group.from_matchmaking(info)
+
+    def accepts(self, request: averaging_pb2.JoinRequest) -> bool:
+        """Whether a request to join is within limits."""
+        return len(request.gather) <= MAX_OFFER_BYTES and len(request.schema_hash) <= 64
+
+    @property
+    def answer(self):  # type: ignore[no-untyped-def]  # hivemind's own signature
+        """Serves ``rpc_join_group``."""
+        return self._matchmaking.rpc_join_group

@@ -1,0 +1,223 @@
+"""A peer of one run: the network loop with everything that runs on it, behind plain blocking calls.
+
+The training thread sees only this class; it holds no lock across a call and every call has a deadline.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from hivemind.dht import DHT
+from hivemind.utils import ValueWithExpiration, get_dht_time
+
+from hivetrain.averaging.averager import Averager
+from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.group import DIGEST_BYTES, Offer
+from hivetrain.averaging.loop import NetworkLoop
+from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
+from hivetrain.averaging.report import RoundReport
+from hivetrain.averaging.settings import RunSettings, SettingsMismatch
+from hivetrain.averaging.state import Snapshot, StateError
+
+logger = logging.getLogger(__name__)
+
+_NO_CAP = 2**53
+_MIN_PEERS_FOR_CAP = 4
+
+
+@dataclass(frozen=True)
+class PeerOptions:
+    """How this peer takes part.
+
+    Attributes:
+        run_id: name of the run; prefix of all its DHT keys.
+        matchmaking_time_s: how long a round waits for peers that have not come yet.
+        averaging_timeout_s: longest time from the start of matchmaking to the end of the exchange.
+        record_ttl_s: how long the others count a peer that fell silent.
+        max_samples_per_peer: cap on any peer's samples; None: a quarter of the target once there are 4 peers.
+        bandwidth: relative bandwidth, for the size of the slice that this peer reduces.
+        client_mode: this peer cannot be dialled.
+    """
+
+    run_id: str
+    matchmaking_time_s: float
+    averaging_timeout_s: float
+    record_ttl_s: float
+    max_samples_per_peer: int | None
+    bandwidth: float
+    client_mode: bool
+
+
+class SwarmPeer:
+    """Takes part in one run over a DHT node that somebody else opened and will close.
+
+    Args:
+        dht: a running DHT node.
+        subkey: this peer's protected subkey in the DHT.
+        snapshot: returns the state to serve, or None while there is none; called from another thread.
+    """
+
+    def __init__(
+        self, dht: DHT, subkey: bytes, settings: RunSettings, options: PeerOptions,
+        snapshot: Callable[[], Snapshot | None],
+    ) -> None:  # fmt: skip
+        self._dht, self._subkey, self._settings, self._options, self._snapshot = (
+            dht, subkey, settings, options, snapshot,
+        )  # fmt: skip
+        self._loop = NetworkLoop(f"hivetrain-{options.run_id}")
+        self._own = Progress(str(dht.peer_id), settings.fingerprint, client_mode=options.client_mode)
+        self._give_up: Callable[[], bool] = lambda: False
+
+    @property
+    def peer_id(self) -> str:
+        return self._own.peer_id
+
+    def open(self, give_up: Callable[[], bool]) -> None:
+        """Starts to serve and to read the others' progress; joins no round yet.
+
+        Args:
+            give_up: asked several times a second during every wait.
+
+        Raises:
+            SettingsMismatch: the peers of this run have other settings.
+            TimeoutError: the DHT does not answer.
+        """
+        self._give_up = give_up
+        self._loop.start()
+        self._call(self._open(), 30.0)
+
+    def announce(self, epoch: int, samples: int, samples_per_s: float, digest: str) -> None:
+        """Tells the others where this peer stands; returns at once."""
+        self._own = own = replace(
+            self._own, epoch=epoch, samples=samples, samples_per_s=samples_per_s,
+            digest=bytes.fromhex(digest)[:DIGEST_BYTES],
+        )  # fmt: skip
+        self._loop.soon(lambda: self._board.report(own))
+
+    def view(self) -> SwarmView:
+        """The run as last seen; never waits."""
+        return self._board.view(self._own)
+
+    def refresh(self) -> SwarmView:
+        """Reads all peers' progress anew."""
+        self._call(self._board.fetch(), self._options.record_ttl_s + 1)
+        return self.view()
+
+    def average(
+        self, vector: torch.Tensor, samples: int, expected_peers: int, timeout_s: float
+    ) -> tuple[RoundReport, torch.Tensor | None]:
+        """One attempt to average ``vector`` (n,), fp32 on CPU, with a majority of ``expected_peers``.
+
+        Raises:
+            Interrupted: the program is asked to end.
+        """
+        bandwidth = 0.0 if self._options.client_mode else self._options.bandwidth
+        own = self._own
+        offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth)
+        work = self._averager.average(offer, vector, expected_peers, expected_peers // 2 + 1, timeout_s)
+        return self._call(work, timeout_s + 2 * self.part_timeout_s + 5)
+
+    def download(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+        """Fetches the state that most peers hold at the run's epoch.
+
+        Raises:
+            StateError: no peer could give it; the message names each attempt.
+        """
+        view, failures = self.refresh(), []
+        donors = [p for p in view.peers if p.peer_id != self.peer_id and not p.client_mode and p.epoch >= view.epoch]
+        donors = [p for p in donors if p.epoch > view.epoch or p.digest == view.digest]
+        for donor in random.sample(donors, len(donors)):
+            try:
+                work = self._averager.download(donor.peer_id, module, optimizer, self._options.averaging_timeout_s)
+                snapshot = self._call(work, self._options.averaging_timeout_s + 5)
+            except (StateError, TimeoutError) as error:
+                failures.append(str(error))
+                continue
+            if snapshot.epoch > view.epoch or bytes.fromhex(snapshot.digest)[:DIGEST_BYTES] == view.digest:
+                return snapshot
+            failures.append(f"{donor.peer_id[-8:]} sent the state of epoch {snapshot.epoch}, expected {view.epoch}")
+        raise StateError("; ".join(failures) or "no peer holds the run's state")
+
+    def close(self, timeout_s: float = 3.0) -> None:
+        """Withdraws the record and stops the loop; bounded by about ``timeout_s``, never raises on network faults."""
+        self._give_up = lambda: False
+        with contextlib.suppress(Exception):  # best effort: the record expires by itself
+            self._loop.call(self._close(), timeout_s)
+        self._loop.stop()
+
+    @property
+    def part_timeout_s(self) -> float:
+        """Longest silence of a groupmate during an exchange, and longest wait for its ballot."""
+        return max(1.0, self._options.averaging_timeout_s / 6)
+
+    def max_samples(self, num_peers: int) -> int:
+        """Cap on one peer's samples in a swarm, or a group, of ``num_peers``."""
+        if self._options.max_samples_per_peer is not None:
+            return self._options.max_samples_per_peer
+        return self._settings.target_batch_size // 4 if num_peers >= _MIN_PEERS_FOR_CAP else _NO_CAP
+
+    def _call(self, work, timeout_s: float):  # type: ignore[no-untyped-def]
+        return self._loop.call(work, timeout_s, self._give_up)
+
+    async def _open(self) -> None:
+        options, settings = self._options, self._settings
+        self._averager = Averager(
+            self._dht,
+            options.run_id,
+            make_codec(settings.compression),
+            matchmaking_time_s=options.matchmaking_time_s,
+            part_timeout_s=self.part_timeout_s,
+            client_mode=options.client_mode,
+            max_samples=self.max_samples,
+            snapshot=self._snapshot,
+        )
+        self._board = ProgressBoard(
+            self._dht,
+            f"{options.run_id}_progress",
+            self._subkey,
+            options.record_ttl_s,
+            settings.target_batch_size,
+            self.max_samples,
+        )
+        await self._averager.start()
+        await self._board.fetch()
+        await self._check_settings()
+        self._tasks = [
+            asyncio.create_task(self._board.publish_forever()),
+            asyncio.create_task(self._board.fetch_forever()),
+            asyncio.create_task(self._publish_settings()),
+        ]
+
+    async def _check_settings(self) -> None:
+        view = self._board.view(self._own)
+        if len(view.strangers) <= len(view.peers) - 1 or not view.strangers:
+            return
+        fingerprint = view.strangers[0].fingerprint
+        found = await self._dht.get(self._settings_key(fingerprint), latest=True, return_future=True)
+        theirs = found.value if isinstance(found, ValueWithExpiration) and isinstance(found.value, bytes) else b""
+        raise SettingsMismatch(
+            f"run {self._options.run_id!r} has {len(view.strangers)} peer(s) with other settings: "
+            f"{self._settings.differences(theirs, fingerprint)}. Use the run's settings or another run_id."
+        )
+
+    async def _publish_settings(self) -> None:
+        key, ttl_s = self._settings_key(self._settings.fingerprint), 600.0
+        while True:
+            await self._dht.store(key, self._settings.to_bytes(), get_dht_time() + ttl_s, return_future=True)
+            await asyncio.sleep(ttl_s / 3)
+
+    def _settings_key(self, fingerprint: bytes) -> str:
+        return f"{self._options.run_id}_settings_{fingerprint.hex()}"
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        started = time.monotonic()
+        await self._board.withdraw()
+        await self._averager.stop()
+        logger.debug("left the run in %.2f s", time.monotonic() - started)

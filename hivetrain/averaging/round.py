@@ -1,0 +1,144 @@
+"""One atomic round: exchange, then vote, then commit, for all live members or for none.
+
+After the exchange every member tells every other one the digest of what it holds. It commits when all members hold
+the same. A member that holds a complete result but misses a ballot cannot know what the others did: its outcome is
+``UNKNOWN``, and the params' digest in the next records decides.
+
+The idea of one vote per step in which all failures end: torchft (https://github.com/pytorch/torchft).
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import torch
+
+from hivetrain.averaging.exchange import Exchange, ExchangeError, OpenStream
+from hivetrain.averaging.group import Group
+from hivetrain.averaging.report import Outcome
+
+logger = logging.getLogger(__name__)
+
+FAILED = b""
+BALLOT_BYTES = 32
+
+# Tells a member the own ballot and returns the member's.
+SendBallot = Callable[[int, bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a round ended on this member. ``average`` is there if and only if the outcome is ``AVERAGED``."""
+
+    outcome: Outcome
+    average: torch.Tensor | None
+    reason: str
+    fraction: float
+    bytes_sent: int
+    bytes_received: int
+    seconds: float
+
+
+class Round:
+    """A group's exchange and vote, as one member lives it. Create it inside a running event loop."""
+
+    def __init__(self, group: Group, me: int, exchange: Exchange, vote_timeout_s: float) -> None:
+        self.group, self.me, self.exchange = group, me, exchange
+        self._vote_timeout_s = vote_timeout_s
+        loop = asyncio.get_running_loop()
+        self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
+        self._membership = hashlib.sha256(b"".join(p.to_bytes() for p in group.peer_ids))
+        for offer in group.offers:
+            self._membership.update(offer.to_bytes())
+
+    async def run(self, open_stream: OpenStream, send_ballot: SendBallot, timeout_s: float) -> Verdict:
+        """Exchanges and votes; takes at most ``timeout_s`` plus the vote's timeout. Never raises on peers' faults."""
+        start = time.monotonic()
+        average, reason = None, ""
+        try:
+            average = await asyncio.wait_for(self.exchange.run(open_stream), timeout_s)
+        except ExchangeError as error:
+            reason = self._name_members(str(error))
+        except TimeoutError:
+            reason = f"the exchange took longer than {timeout_s:.1f} s"
+        finally:
+            if average is None:
+                self.exchange.fail(ExchangeError(reason or "given up"))
+        ballot = FAILED if average is None else await asyncio.to_thread(self._digest, average)
+        self._cast(self.me, ballot)
+        outcome, why = await self._vote(ballot, send_ballot)
+        traffic, numel = self.exchange.traffic, max(1, self.exchange.vector.numel())
+        return Verdict(
+            outcome,
+            average if outcome is Outcome.AVERAGED else None,
+            reason or why,
+            traffic.elements / numel,
+            traffic.sent,
+            traffic.received,
+            time.monotonic() - start,
+        )
+
+    async def answer_ballot(self, member: int, ballot: bytes) -> bytes:
+        """Takes a member's ballot and answers with the own one as soon as it is known.
+
+        Raises:
+            TimeoutError: the own ballot is not known in time.
+        """
+        self._cast(member, ballot)
+        return await asyncio.wait_for(asyncio.shield(self._ballots[self.me]), self._vote_timeout_s)
+
+    def _cast(self, member: int, ballot: bytes) -> None:
+        if len(ballot) not in (0, BALLOT_BYTES):
+            ballot = FAILED
+        if not self._ballots[member].done():
+            self._ballots[member].set_result(ballot)
+        if ballot == FAILED and member != self.me:
+            self.exchange.fail(ExchangeError(f"member {member} has given up"))
+
+    async def _vote(self, ballot: bytes, send_ballot: SendBallot) -> tuple[Outcome, str]:
+        others = [member for member in range(len(self.group.peer_ids)) if member != self.me]
+        calls = [asyncio.create_task(self._ask(member, ballot, send_ballot)) for member in others]
+        await asyncio.wait(calls, timeout=self._vote_timeout_s)
+        for call in calls:
+            call.cancel()
+        if ballot == FAILED:
+            return Outcome.INCOMPLETE, "the exchange failed"
+        # A ballot may still arrive by the other direction: a member that cannot be dialled dials us.
+        waiting = [self._ballots[member] for member in others if not self._ballots[member].done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._vote_timeout_s)
+        known = {member: self._ballots[member].result() for member in others if self._ballots[member].done()}
+        failed = [member for member, theirs in known.items() if theirs == FAILED]
+        differ = [member for member, theirs in known.items() if theirs not in (FAILED, ballot)]
+        silent = [member for member in others if member not in known]
+        if failed:
+            return Outcome.INCOMPLETE, f"{self._names(failed)} could not complete the exchange"
+        if differ:
+            return Outcome.DISAGREED, f"{self._names(differ)} hold another result"
+        if silent:
+            return Outcome.UNKNOWN, f"no ballot of {self._names(silent)} within {self._vote_timeout_s:g} s"
+        return Outcome.AVERAGED, ""
+
+    async def _ask(self, member: int, ballot: bytes, send_ballot: SendBallot) -> None:
+        try:
+            self._cast(member, await send_ballot(member, ballot))
+        except ExchangeError as error:
+            logger.debug("ballot of member %d: %s", member, error)
+
+    def _digest(self, average: torch.Tensor) -> bytes:
+        sha = self._membership.copy()
+        sha.update(memoryview(average.numpy()))
+        return sha.digest()
+
+    def _names(self, members: list[int]) -> str:
+        return ", ".join(str(self.group.peer_ids[member])[-8:] for member in members)
+
+    def _name_members(self, text: str) -> str:
+        for member, peer_id in enumerate(self.group.peer_ids):
+            text = text.replace(f"member {member} ", f"{str(peer_id)[-8:]} ").replace(
+                f"member {member}:", f"{str(peer_id)[-8:]}:"
+            )
+        return text

@@ -1,0 +1,56 @@
+"""What all peers of a run must have in common, and how a newcomer learns in what it differs."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+MAX_SETTINGS_BYTES = 4096
+
+
+class SettingsMismatch(Exception):
+    """This peer's settings are not those of the run; the message names each difference."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings that make peers' gradients comparable.
+
+    Attributes:
+        model: digest of names, dtypes and shapes of the params.
+        num_params: number of trainable params.
+        target_batch_size: samples per global update.
+        compression: codec of the exchange.
+        optimizer: class name of the optimizer.
+    """
+
+    model: str
+    num_params: int
+    target_batch_size: int
+    compression: str
+    optimizer: str
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @property
+    def fingerprint(self) -> bytes:
+        """First 16 bytes of the SHA-256 of :meth:`to_bytes`: the settings' name, which cannot be forged."""
+        return hashlib.sha256(self.to_bytes()).digest()[:16]
+
+    def differences(self, theirs: bytes, fingerprint: bytes) -> str:
+        """Lists where the settings in ``theirs`` (untrusted) differ, or says that they cannot be read."""
+        if len(theirs) > MAX_SETTINGS_BYTES or hashlib.sha256(theirs).digest()[:16] != fingerprint:
+            return "their settings are not published"
+        try:
+            other = json.loads(theirs)
+        except ValueError:
+            return "their settings are unreadable"
+        if not isinstance(other, dict):
+            return "their settings are unreadable"
+        own = asdict(self)
+        named = [
+            f"{key} is {str(other.get(key))[:80]} there and {own[key]} here"
+            for key in own
+            if other.get(key) != own[key]
+        ]
+        return "; ".join(named) or "they have settings unknown here"

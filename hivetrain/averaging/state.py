@@ -1,0 +1,189 @@
+"""Training state as peers see it: its digest, and how it travels to a peer that joins late or has drifted.
+
+The digest covers params only: buffers may rightly differ between peers (batch statistics), and moments follow from the
+params' history. A download is checked against the shapes of the own model before a byte is allocated for it.
+"""
+
+import hashlib
+import math
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import torch
+
+MAX_HEADER_BYTES = 8 * 2**20
+CHUNK_BYTES = 2**18
+_MAX_ENTRIES_PER_PARAM = 8
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+}
+
+
+class StateError(Exception):
+    """A peer's state cannot be used here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A consistent copy of a peer's state on CPU.
+
+    Attributes:
+        epoch: swarm epoch of the state.
+        digest: hex digest of the params.
+        tensors: name -> tensor; ``param/NAME``, ``buffer/NAME`` and ``optimizer/INDEX/KEY``.
+    """
+
+    epoch: int
+    digest: str
+    tensors: dict[str, torch.Tensor]
+
+    def header(self) -> bytes:
+        listing = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in self.tensors.items()]
+        return msgpack.packb([self.epoch, self.digest, listing])
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tensors' bytes, in the header's order, in pieces of at most ``CHUNK_BYTES``."""
+        for tensor in self.tensors.values():
+            raw = memoryview(as_bytes(tensor))
+            for start in range(0, len(raw), CHUNK_BYTES):
+                yield bytes(raw[start : start + CHUNK_BYTES])
+
+
+def as_bytes(tensor: torch.Tensor) -> Any:
+    """A tensor's bytes as a flat numpy uint8 array (no copy for contiguous CPU tensors)."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def params_digest(module: torch.nn.Module) -> str:
+    """SHA-256, in hex, over names, dtypes, shapes and bytes of all params in order of definition."""
+    sha = hashlib.sha256()
+    for name, param in module.named_parameters():
+        sha.update(f"{name}:{param.dtype}:{tuple(param.shape)};".encode())
+        sha.update(as_bytes(param))
+    return sha.hexdigest()
+
+
+def schema_of(module: torch.nn.Module) -> str:
+    """SHA-256, in hex, over names, dtypes and shapes of all params, without their values."""
+    described = [f"{name}:{p.dtype}:{tuple(p.shape)}" for name, p in module.named_parameters()]
+    return hashlib.sha256(";".join(described).encode()).hexdigest()
+
+
+def take_snapshot(module: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch: int, digest: str) -> Snapshot:
+    """Copies params, buffers and optimizer state to CPU."""
+    tensors: dict[str, torch.Tensor] = {f"param/{name}": p for name, p in module.named_parameters()}
+    tensors |= {f"buffer/{name}": b for name, b in module.named_buffers()}
+    for index, param in enumerate(_params_of(optimizer)):
+        for key, value in optimizer.state.get(param, {}).items():
+            if value is not None:
+                tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
+    return Snapshot(epoch, digest, {name: t.detach().cpu().clone() for name, t in tensors.items()})
+
+
+def load_snapshot(snapshot: Snapshot, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a snapshot into module and optimizer, keeping devices, hyperparameters and learning rate as they are."""
+    with torch.no_grad():
+        for name, param in module.named_parameters():
+            param.copy_(snapshot.tensors[f"param/{name}"])
+        for name, buffer in module.named_buffers():
+            buffer.copy_(snapshot.tensors[f"buffer/{name}"])
+    params = _params_of(optimizer)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in snapshot.tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "optimizer":
+            index, _, key = rest.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+    for number, param in enumerate(params):
+        own = state.get(number, {})
+        optimizer.state[param] = {key: value.to(param.device) if value.dim() else value for key, value in own.items()}
+
+
+async def receive(
+    header: bytes, chunks: AsyncIterator[bytes], module: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Snapshot:
+    """Reads a snapshot from a peer, checking it against the own model first.
+
+    Raises:
+        StateError: anything is malformed, of another shape, too long, too short, or does not match its digest.
+    """
+    epoch, digest, listing = _parse_header(header)
+    expected = _expected(module, optimizer)
+    _check_listing(listing, expected)
+    tensors = {name: torch.empty(shape, dtype=_DTYPES[dtype]) for name, dtype, shape in listing}
+    pending = bytearray()
+    for tensor in tensors.values():
+        need = tensor.numel() * tensor.element_size()
+        while len(pending) < need:
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                raise StateError("the peer stopped before the end of its state") from None
+            if len(chunk) > CHUNK_BYTES:
+                raise StateError(f"the peer sent a chunk of {len(chunk)} bytes")
+            pending += chunk
+        if need:
+            raw = torch.frombuffer(pending[:need], dtype=torch.uint8)
+            tensor.view(-1).view(torch.uint8).copy_(raw)
+        pending = pending[need:]
+    snapshot = Snapshot(epoch, digest, tensors)
+    found = _digest_of(snapshot, module)
+    if found != digest:
+        raise StateError(f"the peer's params have digest {found[:12]}, it claimed {digest[:12]}")
+    return snapshot
+
+
+def _params_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def _parse_header(header: bytes) -> tuple[int, str, list[tuple[str, str, tuple[int, ...]]]]:
+    if len(header) > MAX_HEADER_BYTES:
+        raise StateError(f"a header of {len(header)} bytes is too long")
+    try:
+        epoch, digest, listing = msgpack.unpackb(header)
+        entries = [(str(name), str(dtype), tuple(int(n) for n in shape)) for name, dtype, shape in listing]
+    except Exception as error:  # msgpack raises a dozen types on garbage
+        raise StateError(f"unreadable header: {error}") from None
+    if type(epoch) is not int or epoch < 0 or not isinstance(digest, str) or len(digest) != 64:
+        raise StateError("header fields are out of range")
+    return epoch, digest, entries
+
+
+def _expected(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    expected: dict[str, torch.Tensor] = {f"param/{name}": p for name, p in module.named_parameters()}
+    expected |= {f"buffer/{name}": b for name, b in module.named_buffers()}
+    return expected | {f"optimizer/{i}": p for i, p in enumerate(_params_of(optimizer))}
+
+
+def _check_listing(listing: Sequence[tuple[str, str, tuple[int, ...]]], expected: dict[str, torch.Tensor]) -> None:
+    names = [name for name, _, _ in listing]
+    if len(set(names)) != len(names):
+        raise StateError("a tensor is listed twice")
+    missing = [name for name in expected if not name.startswith("optimizer/") and name not in names]
+    if missing:
+        raise StateError(f"tensor {missing[0]} is missing")
+    entries: dict[str, int] = {}
+    for name, dtype, shape in listing:
+        kind, _, rest = name.partition("/")
+        key = f"optimizer/{rest.partition('/')[0]}" if kind == "optimizer" else name
+        if key not in expected or dtype not in _DTYPES or any(n < 0 for n in shape):
+            raise StateError(f"unexpected tensor {name[:80]}")
+        own = expected[key]
+        entries[key] = entries.get(key, 0) + 1
+        if kind == "optimizer":
+            if shape != () and math.prod(shape) > own.numel() or entries[key] > _MAX_ENTRIES_PER_PARAM:
+                raise StateError(f"optimizer state {name[:80]} is larger than its param")
+        elif shape != tuple(own.shape) or _DTYPES[dtype] != own.dtype:
+            raise StateError(f"{name[:80]} is {dtype}{list(shape)} there and {own.dtype}{list(own.shape)} here")
+
+
+def _digest_of(snapshot: Snapshot, module: torch.nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, param in module.named_parameters():
+        sha.update(f"{name}:{param.dtype}:{tuple(param.shape)};".encode())
+        sha.update(as_bytes(snapshot.tensors[f"param/{name}"]))
+    return sha.hexdigest()

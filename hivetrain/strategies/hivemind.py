@@ -1,0 +1,408 @@
+"""HivemindStrategy: collaborative optimizer steps at a target global batch, over the internet.
+
+Every Lightning batch is one microbatch: its gradient is added to a sum, and the params move only when the swarm as a
+whole has gathered ``target_batch_size`` samples. So ``trainer.global_step`` counts microbatches; ``swarm_epoch`` counts
+updates.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hivemind.dht.crypto import RSASignatureValidator
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.data import extract_batch_size
+
+from hivetrain.averaging.accumulator import GradientAccumulator
+from hivetrain.averaging.loop import Interrupted
+from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+from hivetrain.averaging.progress import SwarmView
+from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.settings import RunSettings
+from hivetrain.averaging.state import Snapshot, StateError, load_snapshot, params_digest, schema_of, take_snapshot
+from hivetrain.strategies.checks import check_optimization, check_trainer
+from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_KEY = "hivemind_strategy"
+_SPEED_MEMORY = 0.7  # share of the old estimate in the running mean of samples per second
+POLICIES = ("retry", "skip", "local")
+
+
+class HivemindStrategy(SingleDeviceStrategy):
+    """Trains one model together with peers that come and go.
+
+    Nothing touches the network before ``setup`` of a fit; validate, test and predict stay offline. Learning-rate
+    schedulers are stepped once per swarm epoch whatever their ``interval`` says. Gradient clipping applies to the
+    averaged gradient. Stop at a swarm epoch with :class:`hivetrain.callbacks.StopAtSwarmEpoch`; ``max_steps`` counts
+    microbatches.
+
+    Args:
+        target_batch_size: samples, over all peers, in one global update.
+        run_id: name of the run; peers of different runs never meet.
+        initial_peers: where to join: multiaddrs or bootstrap URLs, as a list or a comma-separated string. None: taken
+            from the environment variable ``HIVETRAIN_INITIAL_PEERS``; empty: start a new swarm.
+        batch_size: samples per microbatch; None: read off each batch.
+        matchmaking_time: seconds that a round waits for peers that have not come yet. Longer than a microbatch takes.
+        averaging_timeout: seconds after which a round, matchmaking included, is given up.
+        on_failed_round: what to do when a round fails. ``retry``: keep the gradient and try again, also after more
+            microbatches. ``skip``: give up this epoch's gradient. ``local``: update with the own gradient alone, which
+            makes peers diverge until they resynchronise.
+        compression: encoding of exchanged gradients: ``none``, ``fp16`` or ``int8``. Equal on all peers.
+        max_samples_per_peer: cap on what one peer counts for; None: a quarter of the target once there are 4 peers.
+        record_ttl: seconds after which a peer that fell silent is no longer waited for.
+        bandwidth: relative bandwidth of this peer; decides how much it reduces for the others.
+        client_mode: this peer cannot be dialled; it reduces nothing for others.
+        host_maddrs: where to listen; None: loopback only, a free port.
+        announce_maddrs: external addresses to announce.
+        identity_path: key file that makes the peer id permanent.
+        use_relay: reach peers behind NAT through relays.
+        use_auto_relay: look for a relay that makes this peer reachable.
+        use_ipfs: find peers through the public IPFS network.
+        bootstrap_timeout: seconds to find and join the swarm.
+    """
+
+    strategy_name = "hivemind"
+
+    def __init__(
+        self,
+        target_batch_size: int = 1024,
+        run_id: str = "hivetrain",
+        initial_peers: list[str] | str | None = None,
+        batch_size: int | None = None,
+        matchmaking_time: float = 5.0,
+        averaging_timeout: float = 60.0,
+        on_failed_round: str = "retry",
+        compression: str = "none",
+        max_samples_per_peer: int | None = None,
+        record_ttl: float = 30.0,
+        bandwidth: float = 1.0,
+        client_mode: bool = False,
+        host_maddrs: list[str] | None = None,
+        announce_maddrs: list[str] | None = None,
+        identity_path: str | None = None,
+        use_relay: bool = True,
+        use_auto_relay: bool = False,
+        use_ipfs: bool = False,
+        bootstrap_timeout: float = 60.0,
+    ) -> None:
+        super().__init__()
+        if target_batch_size < 1:
+            raise MisconfigurationException(f"target_batch_size must be at least 1, got {target_batch_size}")
+        if on_failed_round not in POLICIES:
+            raise MisconfigurationException(f"on_failed_round must be one of {POLICIES}, got {on_failed_round!r}")
+        if not run_id or "." in run_id:
+            raise MisconfigurationException(f"run_id must be a non-empty name without dots, got {run_id!r}")
+        if not 0 < matchmaking_time < averaging_timeout:
+            raise MisconfigurationException("matchmaking_time must be positive and less than averaging_timeout")
+        self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
+        self.on_failed_round, self.compression = on_failed_round, compression
+        self._initial_peers, self._bootstrap_timeout = initial_peers, bootstrap_timeout
+        self._options = PeerOptions(
+            run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode
+        )
+        self._dht_options: dict[str, Any] = {
+            "announce_maddrs": announce_maddrs,
+            "identity_path": identity_path,
+            "use_relay": use_relay,
+            "use_auto_relay": use_auto_relay,
+            "use_ipfs": use_ipfs,
+            **({"host_maddrs": host_maddrs} if host_maddrs else {}),
+        }
+        self.parallel_devices: list[torch.device] = []  # set by the Trainer
+        self.rounds: list[RoundReport] = []
+        self.samples_contributed = 0
+        self.samples_dropped = 0
+        self._epoch = 0
+        self._state_lock = threading.Lock()
+        self._dht: SwarmDHT | None = None
+        self._peer: SwarmPeer | None = None
+        self._maddrs: list[str] = []
+        self._restored: dict[str, Any] | None = None
+
+    # -- what users and callbacks may read -------------------------------------------------------------------------
+
+    @property
+    def root_device(self) -> torch.device:
+        if len(self.parallel_devices) > 1:
+            raise MisconfigurationException(
+                f"HivemindStrategy trains on one device per process, got devices={len(self.parallel_devices)}. "
+                "Set devices=1 and start one process per device: each is a peer of its own."
+            )
+        return torch.device(self.parallel_devices[0]) if self.parallel_devices else self._root_device
+
+    @property
+    def swarm_epoch(self) -> int:
+        """Finished global updates."""
+        return self._epoch
+
+    @property
+    def peer_id(self) -> str | None:
+        """This peer's libp2p identity, base58; None outside a fit."""
+        return self._peer.peer_id if self._peer else None
+
+    @property
+    def num_peers(self) -> int:
+        """Live peers of this run, this one included; 0 outside a fit."""
+        return len(self._peer.view().peers) if self._peer else 0
+
+    @property
+    def samples_accumulated(self) -> int:
+        """Samples that the whole swarm has gathered towards the next global update, as last heard."""
+        return self._peer.view().samples if self._peer else 0
+
+    @property
+    def visible_maddrs(self) -> list[str]:
+        """Addresses at which others can join through this peer."""
+        return list(self._maddrs)
+
+    def params_digest(self) -> str:
+        """SHA-256 of the params, hex: equal on two peers if and only if their params are bit-identical."""
+        assert self.lightning_module is not None
+        return params_digest(self.lightning_module)
+
+    # -- Lightning's hooks -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer) -> None:
+        check_trainer(trainer, self.precision_plugin)
+        super().setup(trainer)
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        check_optimization(self.optimizers, self.lr_scheduler_configs)
+        for config in self.lr_scheduler_configs:
+            config.interval = "swarm_epoch"  # no loop of Lightning's steps it; this strategy does
+        self._trainer = trainer
+        self._accumulator = GradientAccumulator(p for g in self.optimizers[0].param_groups for p in g["params"])
+        self._batch_samples, self._speed, self._speed_time = 0, 0.0, time.monotonic()
+        self._cached_snapshot: Snapshot | None = None
+        self._serving = False
+        self._join()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._restored is not None:
+            self._accumulator.load_state_dict(self._restored["accumulator"])
+            self._restored = None
+        self._digest = self.params_digest()
+        self._serving = True
+        self._announce()
+        if len(self._require_peer().refresh().peers) > 1:
+            self._catch_up()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._batch_samples = self.batch_size or extract_batch_size(batch)
+
+    def optimizer_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        closure: Callable[[], Any],
+        model: LightningModule | torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs one microbatch; makes a global update if the swarm's batch is full."""
+        loss = closure()
+        if loss is not None:
+            self._accumulator.add(self._batch_samples)
+            self._measure_speed()
+            self._announce()
+        if self._catch_up() or self._accumulator.samples == 0:
+            return loss
+        if self._require_peer().view().samples >= self.target_batch_size:
+            try:
+                self._update(
+                    lambda: super(HivemindStrategy, self).optimizer_step(optimizer, lambda: loss, model, **kwargs)
+                )
+            except Interrupted:
+                logger.info("asked to end during a round; the gradient was not applied")
+        return loss
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:
+        state: dict[str, Any] = {"swarm_epoch": self._epoch, "samples_contributed": self.samples_contributed}
+        if hasattr(self, "_accumulator"):
+            state["accumulator"] = self._accumulator.state_dict()
+        super().save_checkpoint({**checkpoint, _CHECKPOINT_KEY: state}, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        state = checkpoint.get(_CHECKPOINT_KEY)
+        if state is not None:
+            self._epoch = int(state["swarm_epoch"])
+            self.samples_contributed = int(state["samples_contributed"])
+            self._restored = state if "accumulator" in state else None
+        return checkpoint
+
+    def teardown(self) -> None:
+        """Leaves the swarm; takes a few seconds at most and may be called at any moment."""
+        self._serving = False
+        if self._peer is not None:
+            self._peer.close()
+            self._peer = None
+        if self._dht is not None:
+            self._dht.shutdown()
+            self._dht = None
+        super().teardown()
+
+    # -- the swarm -------------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        peers = resolve_initial_peers(self._initial_peers, timeout_s=self._bootstrap_timeout)
+        validator = RSASignatureValidator()
+        self._dht = start_dht(
+            peers,
+            client_mode=self._options.client_mode,
+            startup_timeout_s=self._bootstrap_timeout,
+            record_validators=(validator,),
+            **self._dht_options,
+        )
+        self._maddrs = visible_maddrs(self._dht)
+        assert self.lightning_module is not None
+        settings = RunSettings(
+            schema_of(self.lightning_module),
+            self._accumulator.numel,
+            self.target_batch_size,
+            self.compression,
+            type(self.optimizers[0]).__name__,
+        )
+        peer = SwarmPeer(self._dht, validator.local_public_key, settings, self._options, self._snapshot)
+        peer.open(give_up=lambda: bool(self._trainer.received_sigterm))
+        self._peer = peer
+        logger.info("peer %s joined run %r; reachable at %s", peer.peer_id, self.run_id, ", ".join(self._maddrs))
+
+    def _require_peer(self) -> SwarmPeer:
+        assert self._peer is not None, "outside a fit"
+        return self._peer
+
+    def _announce(self) -> None:
+        self._require_peer().announce(self._epoch, self._accumulator.samples, self._speed, self._digest)
+
+    def _measure_speed(self) -> None:
+        now = time.monotonic()
+        speed = self._batch_samples / max(1e-6, now - self._speed_time)
+        self._speed = speed if self._speed == 0 else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * speed
+        self._speed_time = now
+
+    def _catch_up(self) -> bool:
+        """Takes over the swarm's state if this peer's is not it. Returns whether it did."""
+        peer = self._require_peer()
+        view = peer.view()
+        if not self._is_behind(view) or not self._is_behind(peer.refresh()):
+            return False
+        why = f"at swarm epoch {self._epoch}, the swarm is at {view.epoch}"
+        if view.epoch == self._epoch:
+            why = f"its params differ from those of most peers at swarm epoch {self._epoch}"
+        assert self.lightning_module is not None
+        try:
+            snapshot = peer.download(self.lightning_module, self.optimizers[0])
+        except (StateError, TimeoutError) as error:
+            logger.warning("this peer is out of step (%s) but could not get the swarm's state: %s", why, error)
+            return False
+        with self._state_lock:
+            load_snapshot(snapshot, self.lightning_module, self.optimizers[0])
+            self.samples_dropped += self._accumulator.samples
+            dropped = self._accumulator.samples
+            self._accumulator.reset()
+            self._set_epoch(snapshot.epoch, snapshot.digest)
+        logger.warning("resynchronised (%s): now at swarm epoch %d, %d samples dropped", why, self._epoch, dropped)
+        self._announce()
+        return True
+
+    def _is_behind(self, view: SwarmView) -> bool:
+        if view.epoch != self._epoch:
+            return view.epoch > self._epoch
+        return bool(view.digest) and view.digest != bytes.fromhex(self._digest)[: len(view.digest)]
+
+    # -- global updates --------------------------------------------------------------------------------------------
+
+    def _update(self, step: Callable[[], Any]) -> None:
+        """Turns the accumulated gradient into one global update, or reports why not. Keeps it unless told otherwise."""
+        deadline = time.monotonic() + self._options.averaging_timeout_s
+        gradient = self._accumulator.mean()
+        while True:
+            report, average = self._attempt(gradient, deadline - time.monotonic())
+            self._record(report)
+            if report.committed:
+                assert average is not None
+                self._apply(average, report, step)
+                return
+            if self._catch_up():
+                return
+            if self.on_failed_round == "retry" and time.monotonic() + self._options.matchmaking_time_s < deadline:
+                continue
+            if self.on_failed_round == "skip":
+                self.samples_dropped += self._accumulator.samples
+                self._accumulator.reset()
+                self._announce()
+            elif self.on_failed_round == "local":
+                local = RoundReport(
+                    self._epoch, Outcome.LOCAL, samples=self._accumulator.samples,
+                    local_samples=self._accumulator.samples, reason="policy after a failed round",
+                )  # fmt: skip
+                self._record(local)
+                self._apply(gradient, local, step)
+            return
+
+    def _attempt(self, gradient: torch.Tensor, timeout_s: float) -> tuple[RoundReport, torch.Tensor | None]:
+        peer, samples = self._require_peer(), self._accumulator.samples
+        expected = peer.refresh().at_epoch(self._epoch)
+        if expected > 1:
+            return peer.average(gradient, samples, expected, max(timeout_s, self._options.matchmaking_time_s))
+        alone = RoundReport(
+            self._epoch, Outcome.ALONE, fraction=1.0, samples=samples, local_samples=samples,
+            reason="no other live peer",
+        )  # fmt: skip
+        return alone, gradient
+
+    def _apply(self, gradient: torch.Tensor, report: RoundReport, step: Callable[[], Any]) -> None:
+        with self._state_lock:
+            self._accumulator.put(gradient)
+            step()
+            assert self.lightning_module is not None
+            self.optimizers[0].zero_grad()
+            self.samples_contributed += report.local_samples
+            self._accumulator.reset()
+            self._set_epoch(self._epoch + 1, self.params_digest())
+        self._announce()
+
+    def _set_epoch(self, epoch: int, digest: str) -> None:
+        self._epoch, self._digest, self._cached_snapshot = epoch, digest, None
+        for config in self.lr_scheduler_configs:
+            while config.scheduler.last_epoch < epoch:
+                config.scheduler.step()
+
+    def _record(self, report: RoundReport) -> None:
+        self.rounds.append(report)
+        logger.log(logging.INFO if report.committed else logging.WARNING, "%s", report)
+        metrics = {
+            "swarm/epoch": report.swarm_epoch,
+            "swarm/num_peers": self.num_peers,
+            "swarm/group_size": report.group_size,
+            "swarm/fraction_received": report.fraction,
+            "swarm/samples": report.samples,
+            "swarm/matchmaking_s": report.matchmaking_s,
+            "swarm/exchange_s": report.exchange_s,
+            "swarm/bytes": report.bytes_sent + report.bytes_received,
+            "swarm/committed": float(report.committed),
+            "swarm/rounds_failed": sum(not past.committed for past in self.rounds),
+        }
+        for sink in self._trainer.loggers:
+            sink.log_metrics(metrics, step=self._trainer.global_step)
+
+    def _snapshot(self) -> Snapshot | None:
+        """The state to serve to others; called on another thread."""
+        with self._state_lock:
+            if not self._serving or self.lightning_module is None:
+                return None
+            if self._cached_snapshot is None:
+                self._cached_snapshot = take_snapshot(
+                    self.lightning_module, self.optimizers[0], self._epoch, self._digest
+                )
+            return self._cached_snapshot
