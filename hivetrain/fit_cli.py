@@ -27,6 +27,7 @@ from hivetrain.config_errors import describe
 from hivetrain.errors import UserError
 
 ENDING_S = 8.0  # of the 10 that a program has to end after a signal
+DEFAULTS = {"model": "hivetrain.model.CausalLM", "data": "hivetrain.data.RefinedWebDataModule"}
 CALLBACKS: dict[str, type[Callback]] = {
     "stop": StopAtSwarmEpoch,
     "checkpoint": SwarmCheckpoint,
@@ -75,17 +76,16 @@ class HiveCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=[command, *arguments],
+            # As arguments rather than as defaults, whose values would stay when another class is chosen.
+            args=[command, *(f"--{key}={default}" for key, default in DEFAULTS.items()), *arguments],
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments; Lightning's own method warns that they do not come from ``sys.argv``."""
+        self.config = parser.parse_args(args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the defaults and the callbacks' keys."""
-        parser.set_defaults(
-            {
-                "model": {"class_path": "hivetrain.model.CausalLM"},
-                "data": {"class_path": "hivetrain.data.RefinedWebDataModule"},
-            }
-        )
+        """Add a key for each callback."""
         for key, callback in CALLBACKS.items():
             default = {"class_path": "hivetrain.callbacks.SwarmProgress"} if key == "progress" else None
             parser.add_argument(f"--{key}", type=callback | None, default=default)

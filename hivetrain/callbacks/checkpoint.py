@@ -73,7 +73,7 @@ class SwarmCheckpoint(Checkpoint):
         epoch = swarm_epoch(trainer)
         path = self.dirpath / f"epoch-{epoch:08d}.ckpt"
         unfinished = path.with_suffix(UNFINISHED)
-        trainer.save_checkpoint(unfinished)
+        trainer.save_checkpoint(unfinished, weights_only=False)  # with the optimizer's state
         self._saved_epoch = epoch
         if trainer.is_global_zero:
             _sync(unfinished)

@@ -55,7 +55,7 @@ class SwarmProgress(ProgressBar):
 
     Args:
         refresh_s: Seconds between two refreshes of the live table.
-        line_every_s: Seconds after which a plain line comes even within a swarm epoch; each epoch has its own anyway.
+        line_every_s: Seconds between two plain lines; in a swarm each swarm epoch has its own besides.
         clock: Monotonic seconds.
         console: Where to write; None takes stderr.
     """
@@ -112,7 +112,8 @@ class SwarmProgress(ProgressBar):
         self._loss = outputs["loss"]
         waited = self._clock() - self._shown_at
         due = waited >= (self.refresh_s if self._live else self.line_every_s)
-        if self._enabled and (due or swarm_epoch(trainer) != self._shown_epoch):
+        new_epoch = swarm_of(trainer) is not None and swarm_epoch(trainer) != self._shown_epoch
+        if self._enabled and (due or new_epoch):
             self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -71,10 +71,11 @@ class GenerationSample(Callback):
         """Continue the prompt, log the text and return it."""
         self._sampled_epoch = swarm_epoch(trainer)
         encoder = _encoder(trainer)
-        prompt = torch.tensor([list(encoder.encode(self.prompt))], dtype=torch.long, device=pl_module.device)
+        tokens = encoder.encode([self.prompt])[0].tolist()
+        prompt = torch.tensor([tokens], dtype=torch.long, device=pl_module.device)
         with trainer.precision_plugin.forward_context():
-            tokens = pl_module.generate(prompt, self.max_new_tokens, temperature=self.temperature, seed=self.seed)
-        text = encoder.decode(tokens[0].tolist())
+            written = pl_module.generate(prompt, self.max_new_tokens, temperature=self.temperature, seed=self.seed)
+        text = encoder.decode(written[0].tolist())
         logger.info("sample at swarm epoch %d: %s", self._sampled_epoch, text)
         return text
 
