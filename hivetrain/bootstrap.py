@@ -185,6 +185,7 @@ def _serve_http(dht: SwarmDHT, listener: socket.socket, address_file: str | os.P
             log_config=None,
             log_level="warning",
             access_log=False,
+            server_header=False,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=3,
         )
@@ -199,7 +200,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        code = getattr(error, "errno", None) or 0
+        reason = os.strerror(code) if code > 0 else error  # a name that cannot be resolved has a negative code
         raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
 
 

@@ -205,11 +205,15 @@ def count_known_peers(dht: SwarmDHT, *, timeout_s: float = 10.0) -> int:
 
 def _join(peers: list[str], hosts: list[str], deadline: float, options: dict[str, Any]) -> SwarmDHT:
     pause_s = 0.5
+    told = ""
     while True:
         try:
             return _start_once(peers, deadline, options)
         except Exception as error:  # hivemind raises bare RuntimeErrors, p2pd's own and asyncio's among others
-            reason = str(error) or f"{type(error).__name__}"
+            reason = str(error) or type(error).__name__
+            if told and isinstance(error, TimeoutError):  # time was up: what failed before says more
+                reason = f"{told}; then {reason}"
+            told = reason
             wait_s = pause_s * random.uniform(0.5, 1.0)
             if not peers:
                 raise SwarmJoinError(f"cannot start a DHT peer on {', '.join(hosts)}: {reason}") from error
@@ -227,7 +231,7 @@ def _start_once(peers: list[str], deadline: float, options: dict[str, Any]) -> S
         dht.run_in_background(timeout=left_s)
     except TimeoutError as error:
         dht.shutdown()
-        raise TimeoutError(f"not ready within {left_s:.0f} s") from error
+        raise TimeoutError(f"not ready within {left_s:.1f} s") from error
     except BaseException:
         dht.shutdown()
         raise
