@@ -28,6 +28,7 @@ ROOTS = {
     "ckpt_path": "",
     "config": "",
 }
+BESIDE_CLASS_PATH = frozenset({"class_path", "init_args", "dict_kwargs"})
 SHORT_NAMES = (
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
@@ -64,16 +65,34 @@ def describe(message: str, arguments: Sequence[str]) -> str:
     unknown = _unknown_key(message)
     if unknown is not None:
         return _describe_unknown(unknown, arguments)
-    wrong = re.match(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL)
+    wrong = _innermost(message)
     if wrong is None:
         return " ".join(message.split())
-    key, problem = wrong.groups()
+    outer, key, problem = wrong
     if key == "config":
         return problem.strip()
     name = key.rpartition(".")[2]
-    place = next((place for place in _places(arguments) if place.name == name), None)
-    where = f"{place.source}{place.path}" if place else key
+    places = [place for place in _places(arguments) if place.name == name and place.path.startswith(outer)]
+    where = f"{places[0].source}{places[0].path}" if places else f"{outer}.{key}" if outer != key else key
     return f"{where}: {_type_problem(problem)}"
+
+
+def _innermost(message: str) -> tuple[str, str, str] | None:
+    """The outermost key that the message names, the innermost, and what is said of that one."""
+    lines = message.splitlines()
+    keys = [
+        (index, found[1]) for index, line in enumerate(lines) if (found := re.search(r'Parser key "([^"]+)":', line))
+    ]
+    if not keys:
+        return None
+    start, key = keys[-1]
+    indent = len(lines[start]) - len(lines[start].lstrip())
+    block = [lines[start].partition('":')[2]]
+    for line in lines[start + 1 :]:
+        if len(line) - len(line.lstrip()) <= indent:
+            break
+        block.append(line)
+    return keys[0][1], key, "\n".join(block)
 
 
 def _unknown_key(message: str) -> str | None:
@@ -89,17 +108,19 @@ def _unknown_key(message: str) -> str | None:
 
 
 def _describe_unknown(unknown: str, arguments: Sequence[str]) -> str:
-    first = unknown.partition(".")[0]
-    places = [place for place in _places(arguments) if place.name in unknown.split(".") or place.path == unknown]
+    everywhere = list(_places(arguments))
+    places = [place for place in everywhere if place.name in unknown.split(".") or place.path == unknown]
+    if unknown == "class_path":  # the parser blames it for a stray key beside it
+        places = [place for place in everywhere if place.allowed == BESIDE_CLASS_PATH]
     strange = [place for place in places if place.allowed and place.name not in place.allowed]
     place = next(iter(strange or places), None)
     if place is None:
-        return f"unknown option {unknown!r}{_nearest(first, ROOTS)}"
+        return f"unknown option {unknown!r}{_nearest(unknown, frozenset(ROOTS))}"
     owner = f" of {place.owner}" if place.owner else ""
     return f"{place.source}{place.path} is not an option{owner}{_nearest(place.name, place.allowed)}"
 
 
-def _nearest(name: str, allowed: Any) -> str:
+def _nearest(name: str, allowed: frozenset[str]) -> str:
     near = difflib.get_close_matches(name, allowed, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -110,7 +131,8 @@ def _type_problem(problem: str) -> str:
     reasons = re.findall(r"^\s*- (.+)$", problem, re.MULTILINE)
     given = f", got {' '.join(value[1].split())[:200]!r}" if value else ""
     if reasons and not reasons[0].startswith("Expected a <class"):
-        return reasons[0].strip()
+        first = re.search(r"^\s*- (.+?)(?=^\s*- |^\s*Given value|\Z)", problem, re.MULTILINE | re.DOTALL)
+        return " ".join((first[1] if first else reasons[0]).split())
     if reasons:
         types = [found for reason in reasons for found in re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", reason)]
         names = ["null" if name == "NoneType" else name for name in types]
@@ -158,8 +180,7 @@ def _walk(node: Any, path: str, source: str, owner: str, allowed: frozenset[str]
             if key == "init_args":
                 yield from _walk(value, f"{path}.init_args", source, owner, _options(owner))
             else:
-                beside = frozenset({"class_path", "init_args", "dict_kwargs"})
-                yield Place(f"{path}.{key}", source, f"an entry with class_path {owner}", beside)
+                yield Place(f"{path}.{key}", source, f"an entry with class_path {owner}", BESIDE_CLASS_PATH)
         return
     for key, value in node.items():
         below = f"{path}.{key}" if path else str(key)
@@ -171,8 +192,8 @@ def _walk(node: Any, path: str, source: str, owner: str, allowed: frozenset[str]
 def _flag_place(flag: str, merged: dict[str, Any]) -> Place:
     """Place of a flag such as ``--trainer.strategy.run_id``; its class may stand in a file."""
     *parents, name = [part for part in flag.split(".") if part != "init_args"]
-    if not parents:
-        return Place(flag, "--", "", frozenset(ROOTS))
+    if not parents or parents[0] not in ROOTS:
+        return Place(parents[0] if parents else name, "--", "", frozenset(ROOTS))
     owner = ROOTS.get(parents[0], "") if len(parents) == 1 else ""
     node: Any = merged
     for part in parents:

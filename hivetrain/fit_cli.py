@@ -121,7 +121,10 @@ def run(command: str, arguments: Sequence[str]) -> int:
             HiveCLI(command, arguments)
         except _ConfigError as error:
             raise UserError(describe(str(error), arguments)) from error
-        except (MisconfigurationException, OmegaConfBaseException) as error:
+        except OmegaConfBaseException as error:
+            key = str(error.full_key or "").removeprefix(f"{command}.")
+            raise UserError(f"{key}: {str(error).partition(chr(10))[0]}") from error
+        except MisconfigurationException as error:
             raise _user_error(error) from error
         except (SystemExit, KeyboardInterrupt) as end:
             if received:

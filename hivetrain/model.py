@@ -30,9 +30,9 @@ IGNORED = -100  # cross_entropy's default ignore_index
 class CausalLM(LightningModule):
     """A causal transformer, its loss, and its optimizer.
 
-    A batch is a mapping with ``input_ids`` (B, T) int64, optionally ``position_ids`` (B, T) and ``attention_mask``
-    (B, T), 0 at right padding. Targets are the inputs shifted by one inside. Position ids that restart inside a row
-    keep its documents apart: no token attends across a restart.
+    A batch is a mapping with ``input_ids`` (B, T) int64, optionally ``position_ids`` (B, T) and ``attention_mask``:
+    (B, T), 0 at right padding, or (B, 1, T, T), true where a token may attend to another. Targets are the inputs
+    shifted by one inside. Position ids that restart inside a row keep its documents apart, with or without such a mask.
 
     Args:
         model: An architecture known to ``transformers`` (``gpt2``, ``llama``, ...), built from its default config, or
@@ -87,7 +87,7 @@ class CausalLM(LightningModule):
         self, input_ids: Tensor, position_ids: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Logits (B, T, vocab_size) of the next token at every position."""
-        if position_ids is not None:
+        if position_ids is not None and attention_mask is not None and attention_mask.ndim == 2:
             # transformers separates packed documents by their positions only where no mask is given, and right
             # padding is invisible to a causal model anyway.
             attention_mask = None
@@ -160,12 +160,12 @@ class CausalLM(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse data that this model cannot read, before the first batch fails inside an embedding."""
         data = getattr(self.trainer, "datamodule", None)
-        vocab_size, block_size = getattr(data, "vocab_size", None), getattr(data, "block_size", None)
+        vocabulary_size, block_size = getattr(data, "vocabulary_size", None), getattr(data, "block_size", None)
         rows, context = self.lm.config.vocab_size, getattr(self.lm.config, "max_position_embeddings", None)
-        if vocab_size is not None and vocab_size > rows:
+        if vocabulary_size is not None and vocabulary_size > rows:
             raise UserError(
-                f"the data's vocabulary has {vocab_size} tokens, the model only {rows}: set model.vocab_size to "
-                f"{vocab_size} or choose another tokenizer"
+                f"the data's vocabulary has {vocabulary_size} tokens, the model only {rows}: set model.vocab_size to "
+                f"{vocabulary_size} or choose another tokenizer"
             )
         if block_size is not None and context is not None and block_size > context:
             raise UserError(
@@ -227,7 +227,7 @@ def _targets(batch: Batch) -> Tensor:
     """What each position is to predict, (B, T-1): the next token, or IGNORED where that is padding."""
     targets = batch["input_ids"][:, 1:]
     mask = batch.get("attention_mask")
-    return targets if mask is None else targets.masked_fill(mask[:, 1:] == 0, IGNORED)
+    return targets if mask is None or mask.ndim != 2 else targets.masked_fill(mask[:, 1:] == 0, IGNORED)
 
 
 def _architecture(model: str, pretrained: bool, overrides: dict[str, Any], dropout: float) -> Any:

@@ -19,9 +19,9 @@ class Letters:
 class CountingData(LightningDataModule):
     """Rows that count upwards from a different start each; the validation rows are rows of the same kind."""
 
-    def __init__(self, rows: int = 64, batch_size: int = 4, block_size: int = 16, vocab_size: int = 16) -> None:
+    def __init__(self, rows: int = 64, batch_size: int = 4, block_size: int = 16, vocabulary_size: int = 16) -> None:
         super().__init__()
-        self.rows, self.batch_size, self.block_size, self.vocab_size = rows, batch_size, block_size, vocab_size
+        self.rows, self.batch_size, self.block_size, self.vocabulary_size = rows, batch_size, block_size, vocabulary_size
         self.encoder = Letters()
 
     def train_dataloader(self) -> DataLoader:
@@ -35,5 +35,5 @@ class CountingData(LightningDataModule):
 
     def _loader(self, shift: int) -> DataLoader:
         starts = torch.arange(self.rows)[:, None] * 5 + shift
-        tokens = (starts + torch.arange(self.block_size)[None, :]) % self.vocab_size
+        tokens = (starts + torch.arange(self.block_size)[None, :]) % self.vocabulary_size
         return DataLoader([{"input_ids": row} for row in tokens], batch_size=self.batch_size)
