@@ -106,6 +106,10 @@ class Wallet:
         public = _public_file(self.hotkey_file)
         return str(_read_keypair(public if public.exists() else self.hotkey_file, None).ss58_address)
 
+    def load_coldkey(self, password: str | None = None) -> Any:
+        """The coldkey's keypair, for the one thing that needs it: paying for a registration."""
+        return _read_keypair(self.coldkey_file, password)
+
     def create_hotkey(self) -> Hotkey:
         """Write a new hotkey, unencrypted as btcli does, so that a program can start without a person.
 

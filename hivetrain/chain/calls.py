@@ -57,8 +57,13 @@ class LoopThread:
             future.cancel()
             raise
 
-    def close(self, cleanup: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-        """Cancel what runs, run ``cleanup`` for at most a second, end the thread. May be called twice."""
+    def close(self, cleanup: Callable[[], Coroutine[Any, Any, None]] | None = None, wait_s: float = 2.5) -> None:
+        """Cancel what runs, run ``cleanup`` for at most a second, end the thread. May be called twice.
+
+        Args:
+            cleanup: last coroutine to run on the loop.
+            wait_s: how long to wait for the thread, which ends by itself in any case.
+        """
         with self._lock:
             self._closed = True
             loop, thread, self._loop = self._loop, self._thread, None
@@ -66,7 +71,7 @@ class LoopThread:
         if loop is None or thread is None or not mine:
             return
         asyncio.run_coroutine_threadsafe(_shut_down(loop, cleanup), loop)
-        thread.join(2 * CLOSE_S + GRACE_S)
+        thread.join(wait_s)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
