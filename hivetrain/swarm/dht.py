@@ -84,12 +84,13 @@ class SwarmDHT(hivemind.DHT):
         if os.getpid() != self._parent_pid or self._popen is None:
             return
         with self._shutdown_lock:
+            lost = any(not is_running(daemon) for daemon in self._daemons)
             daemons = self._daemons + (list_descendants(self.pid) if self.is_alive() else [])
             self._ask_to_shut_down()
-            self.join(self.shutdown_timeout)
+            self.join(0 if lost else self.shutdown_timeout)  # without its p2pd, hivemind would wait in vain
             for force in (self.terminate, self.kill):
                 if self.is_alive():
-                    logger.warning("the DHT process did not end by itself; ending it by force")
+                    logger.warning("ending the DHT process by force: %s", "p2pd is gone" if lost else "it does not end")
                     force()
                     self.join(GRACE_S)
             kill_all(daemons)
