@@ -280,7 +280,7 @@ def _load(model: str, architecture: Any) -> Any:
     absent = sorted(report["missing_keys"])
     if absent:
         raise UserError(f"the files of {model!r} lack {len(absent)} of the model's params, such as {absent[0]}")
-    return module
+    return module.train()  # it comes in evaluation mode, in which dropout does nothing
 
 
 def _first_line(error: Exception) -> str:
