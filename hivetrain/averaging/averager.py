@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import AsyncIterator as AsyncIteratorABC
-from collections.abc import Callable
 from dataclasses import replace
 from typing import AsyncIterator  # noqa: UP035  # hivemind reads the annotations of rpc_* and knows this one only
 
@@ -77,15 +77,23 @@ class Averager(ServicerBase):
             await self.remove_p2p_handlers(self._p2p, namespace=self._prefix)
 
     async def average(
-        self, offer: Offer, vector: torch.Tensor, expected_peers: int, quorum: int, timeout_s: float
+        self, offer: Offer, vector: torch.Tensor, expected_peers: int, target: int, quorum: int, timeout_s: float
     ) -> tuple[RoundReport, torch.Tensor | None]:
         """Tries to average ``vector`` (n,) fp32 on CPU with a quorum of peers.
+
+        Args:
+            offer: what this peer brings.
+            vector: its part of the average.
+            expected_peers: live peers of the run, for the report.
+            target: the group is complete when it has this many members.
+            quorum: a smaller group is no success.
+            timeout_s: limit for the whole attempt.
 
         Returns the report and, if and only if its outcome is ``AVERAGED``, the average: the same bytes on all members.
         """
         start = time.monotonic()
         report = RoundReport(offer.epoch, Outcome.NO_GROUP, 1, expected_peers, local_samples=offer.samples)
-        group = await self._matchmaker.find(offer, expected_peers, quorum, timeout_s)
+        group = await self._matchmaker.find(offer, target, quorum, min(timeout_s, 2 * self._matchmaking_time_s))
         report = replace(report, matchmaking_s=time.monotonic() - start)
         if group is None:
             return replace(report, reason="no group of a quorum was found"), None
@@ -121,19 +129,19 @@ class Averager(ServicerBase):
         exchange = Exchange(me, weights, layout, vector, self._codec, self._part_timeout_s)
         round_ = Round(group, me, exchange, self._part_timeout_s)
         async with self._new_round:
-            self._rounds[group.group_id] = round_
+            self._rounds[group.name] = round_
             self._new_round.notify_all()
 
-        def open_stream(member: int, parts: AsyncIteratorABC[bytes]) -> AsyncIteratorABC[bytes]:
-            return self._open_stream(group.group_id, group.peer_ids[member], parts)
+        def open_stream(member: int, parts: AsyncIteratorABC[bytes]) -> AsyncGenerator[bytes, None]:
+            return self._open_stream(group.name, group.peer_ids[member], parts)
 
         async def send_ballot(member: int, ballot: bytes) -> bytes:
-            return await self._send_ballot(group.group_id, group.peer_ids[member], ballot)
+            return await self._send_ballot(group.name, group.peer_ids[member], ballot)
 
         try:
             return await round_.run(open_stream, send_ballot, timeout_s)
         finally:
-            asyncio.get_running_loop().call_later(2 * self._part_timeout_s, self._rounds.pop, group.group_id, None)
+            asyncio.get_running_loop().call_later(2 * self._part_timeout_s, self._rounds.pop, group.name, None)
 
     async def download(
         self, peer_id: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer, timeout_s: float
@@ -236,7 +244,7 @@ class Averager(ServicerBase):
 
     async def _open_stream(
         self, group_id: bytes, peer_id: PeerID, parts: AsyncIteratorABC[bytes]
-    ) -> AsyncIteratorABC[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         async def messages() -> AsyncIteratorABC[averaging_pb2.AveragingData]:
             name = group_id
             async for part in parts:

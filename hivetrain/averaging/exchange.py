@@ -8,8 +8,10 @@ Algorithm: butterfly all-reduce, Moshpit SGD (arXiv:2103.03239), without its tol
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -18,7 +20,7 @@ from hivetrain.averaging.codecs import Codec
 PART_ELEMENTS = 2**17
 
 # Sends an iterator of encoded parts to a member and yields its encoded answers, one for each part.
-OpenStream = Callable[[int, AsyncIterator[bytes]], AsyncIterator[bytes]]
+OpenStream = Callable[[int, AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 
 
 class ExchangeError(Exception):
@@ -107,12 +109,14 @@ class Exchange:
             if member != self.me and self.layout.parts(member):
                 tasks.append(asyncio.create_task(self._talk_to(member, open_stream)))
         try:
-            work = asyncio.gather(*tasks)
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())
-            await asyncio.wait([asyncio.ensure_future(work), self._failure], return_when=asyncio.FIRST_COMPLETED)
+            work = asyncio.create_task(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
+            waiting: set[asyncio.Future[Any]] = {work, self._failure}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            work.cancel()
             if self._failure.done():
                 self._failure.result()
-            await work
+            for task in tasks:
+                await task
         except ExchangeError as error:
             self.fail(error)
             raise
@@ -150,7 +154,10 @@ class Exchange:
                 self.traffic.received += len(data)
                 values = await asyncio.to_thread(self.codec.decode, data, part.total.numel())
                 await self._add(part, member, values)
-        except (ValueError, ExchangeError) as error:
+            # The stream is read to its end: closing it under a sender that still says goodbye breaks its pipe.
+            if await asyncio.wait_for(anext(stream, None), self.part_timeout_s) is not None:
+                raise ExchangeError("sent more than its parts")
+        except (ValueError, TimeoutError, ExchangeError) as error:
             self.fail(ExchangeError(f"member {member}: {error}"))
 
     async def _reduce_own(self) -> None:
@@ -178,14 +185,14 @@ class Exchange:
                 part.average.set_result(encoded)
 
     async def _talk_to(self, member: int, open_stream: OpenStream) -> None:
-        answers = open_stream(member, self._outgoing(member))
-        for start, stop in self.layout.parts(member):
-            data = await self._next(answers, member)
-            self.traffic.received += len(data)
-            try:
-                await self._store(start, stop, data)
-            except ValueError as error:
-                raise ExchangeError(f"member {member}: {error}") from error
+        async with contextlib.aclosing(open_stream(member, self._outgoing(member))) as answers:
+            for start, stop in self.layout.parts(member):
+                data = await self._next(answers, member)
+                self.traffic.received += len(data)
+                try:
+                    await self._store(start, stop, data)
+                except ValueError as error:
+                    raise ExchangeError(f"member {member}: {error}") from error
 
     async def _outgoing(self, member: int) -> AsyncIterator[bytes]:
         for start, stop in self.layout.parts(member):

@@ -4,13 +4,14 @@ Every member sees the same offers (the leader relays them, the vote proves that 
 member computes the same membership, weights and slices from them without another message.
 """
 
+import hashlib
+import itertools
 import logging
 from collections import Counter
 from dataclasses import dataclass
 
 import msgpack
 from hivemind.averaging.group_info import GroupInfo
-from hivemind.averaging.load_balancing import load_balance_peers
 from hivemind.averaging.matchmaking import Matchmaking, MatchmakingException
 from hivemind.dht import DHT
 from hivemind.p2p import P2P, PeerID, ServicerBase
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_OFFER_BYTES = 512
 MAX_MEMBERS = 1024
 DIGEST_BYTES = 16
+NONCE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Offer:
         digest: first 16 bytes of the digest of its params.
         samples: samples behind its gradient.
         bandwidth: relative bandwidth for the slices; 0 for a peer that cannot be reached (client mode).
+        nonce: 8 random bytes, new for each attempt.
     """
 
     fingerprint: bytes
@@ -41,9 +44,11 @@ class Offer:
     digest: bytes
     samples: int
     bandwidth: float
+    nonce: bytes
 
     def to_bytes(self) -> bytes:
-        return msgpack.packb([self.fingerprint, self.epoch, self.digest, self.samples, self.bandwidth])
+        fields = (self.fingerprint, self.epoch, self.digest, self.samples, self.bandwidth, self.nonce)
+        return msgpack.packb(fields)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Offer":
@@ -51,22 +56,27 @@ class Offer:
         if len(data) > MAX_OFFER_BYTES:
             raise ValueError(f"an offer has at most {MAX_OFFER_BYTES} bytes, got {len(data)}")
         try:
-            fingerprint, epoch, digest, samples, bandwidth = msgpack.unpackb(data)
+            fingerprint, epoch, digest, samples, bandwidth, nonce = msgpack.unpackb(data)
         except Exception as error:  # msgpack raises a dozen types on garbage
             raise ValueError(f"not an offer: {error}") from None
-        typed = isinstance(fingerprint, bytes) and isinstance(digest, bytes) and isinstance(bandwidth, float)
+        typed = all(isinstance(field, bytes) for field in (fingerprint, digest, nonce)) and isinstance(bandwidth, float)
         if not typed or type(epoch) is not int or type(samples) is not int:
             raise ValueError("an offer's fields have other types")
-        if len(fingerprint) != DIGEST_BYTES or len(digest) != DIGEST_BYTES or epoch < 0:
+        if len(fingerprint) != DIGEST_BYTES or len(digest) != DIGEST_BYTES or len(nonce) != NONCE_BYTES or epoch < 0:
             raise ValueError("an offer's fields are out of range")
         if not 0 < samples < 2**53 or not 0 <= bandwidth < 1e12:
             raise ValueError("an offer's samples or bandwidth are out of range")
-        return cls(fingerprint, epoch, digest, samples, bandwidth)
+        return cls(fingerprint, epoch, digest, samples, bandwidth, nonce)
 
     @property
     def state(self) -> tuple[bytes, int, bytes]:
         """Peers may average only with peers of equal state."""
         return self.fingerprint, self.epoch, self.digest
+
+    @property
+    def state_name(self) -> str:
+        """A short name of the state, for keys."""
+        return hashlib.sha256(msgpack.packb(self.state)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,14 @@ class Group:
     """The members of one round, in the same order on every member.
 
     Attributes:
-        group_id: random name of the round.
+        name: names the round: a hash of members and offers. hivemind's own group id is drawn from ``random``, so
+            peers that seed alike use the same ones again and again.
         peer_ids: members.
         offers: one offer for each member.
         left_out: peers that matchmaking found but whose state differs, with the reason.
     """
 
-    group_id: bytes
+    name: bytes
     peer_ids: tuple[PeerID, ...]
     offers: tuple[Offer, ...]
     left_out: dict[PeerID, str]
@@ -101,16 +112,26 @@ class Group:
         for peer_id, offer in offers.items():
             if state is not None and offer.state != state:
                 left_out[peer_id] = difference(offer, state)
-        return cls(info.group_id, members, tuple(offers[peer_id] for peer_id in members), left_out)
+        name = hashlib.sha256(info.group_id)
+        for peer_id in members:
+            name.update(peer_id.to_bytes())
+            name.update(offers[peer_id].to_bytes())
+        return cls(name.digest(), members, tuple(offers[peer_id] for peer_id in members), left_out)
 
     def weights(self, max_samples: int) -> tuple[float, ...]:
         """Averaging weights: each member's samples, none above ``max_samples``."""
         return tuple(float(min(offer.samples, max_samples)) for offer in self.offers)
 
     def slices(self, numel: int) -> tuple[int, ...]:
-        """Elements that each member reduces, by bandwidth; all zero if no member can be reached."""
-        bandwidths = [offer.bandwidth for offer in self.offers]
-        return tuple(load_balance_peers(numel, bandwidths)) if any(bandwidths) else (0,) * len(bandwidths)
+        """Elements that each member reduces, in proportion to its bandwidth; all zero if no member can be reached.
+
+        Integer arithmetic, so that every member computes the same (hivemind's load balancing breaks ties at random).
+        """
+        shares = [round(offer.bandwidth * 1000) for offer in self.offers]
+        total, ends = sum(shares), [0]
+        for index in range(len(shares)):
+            ends.append(numel * sum(shares[: index + 1]) // total if total else 0)
+        return tuple(stop - start for start, stop in itertools.pairwise(ends))
 
 
 def difference(offer: Offer, state: tuple[bytes, int, bytes]) -> str:
@@ -147,7 +168,7 @@ class Matchmaker:
         self, p2p: P2P, dht: DHT, servicer_type: type[ServicerBase], prefix: str, schema: bytes,
         matchmaking_time_s: float, client_mode: bool,
     ) -> None:  # fmt: skip
-        self._matchmaking_time_s = matchmaking_time_s
+        self._prefix, self._matchmaking_time_s = prefix, matchmaking_time_s
         self._matchmaking = Matchmaking(
             p2p,
             schema,
@@ -167,6 +188,7 @@ class Matchmaker:
         Returns None if there is none within ``timeout_s``.
         """
         search = self._matchmaking
+        search.group_key_manager.prefix = f"{self._prefix}_{offer.state_name}"  # others of another state never meet us
         search.target_group_size = search.potential_leaders.target_group_size = target
         search.group_key_manager.target_group_size = target
         search.min_group_size = max(2, quorum)

@@ -6,6 +6,7 @@ The training thread sees only this class; it holds no lock across a call and eve
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from hivemind.utils import ValueWithExpiration, get_dht_time
 
 from hivetrain.averaging.averager import Averager
 from hivetrain.averaging.codecs import make_codec
-from hivetrain.averaging.group import DIGEST_BYTES, Offer
-from hivetrain.averaging.loop import NetworkLoop
+from hivetrain.averaging.group import DIGEST_BYTES, NONCE_BYTES, Offer
+from hivetrain.averaging.loop import Interrupted, NetworkLoop
 from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
-from hivetrain.averaging.report import RoundReport
+from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.settings import RunSettings, SettingsMismatch
 from hivetrain.averaging.state import Snapshot, StateError
 
@@ -91,13 +92,18 @@ class SwarmPeer:
         self._loop.start()
         self._call(self._open(), 30.0)
 
-    def announce(self, epoch: int, samples: int, samples_per_s: float, digest: str) -> None:
+    def announce(self, epoch: int, samples: int, samples_per_s: float, digest: str, waiting: bool) -> None:
         """Tells the others where this peer stands; returns at once."""
         self._own = own = replace(
             self._own, epoch=epoch, samples=samples, samples_per_s=samples_per_s,
             digest=bytes.fromhex(digest)[:DIGEST_BYTES],
+            waiting=waiting,
         )  # fmt: skip
         self._loop.soon(lambda: self._board.report(own))
+
+    def retract(self) -> None:
+        """Takes the own record back, until the next :meth:`announce`; returns at once."""
+        self._loop.soon(lambda: self._board.report(None))
 
     def view(self) -> SwarmView:
         """The run as last seen; never waits."""
@@ -109,18 +115,28 @@ class SwarmPeer:
         return self.view()
 
     def average(
-        self, vector: torch.Tensor, samples: int, expected_peers: int, timeout_s: float
+        self, vector: torch.Tensor, samples: int, view: SwarmView, timeout_s: float, obsolete: Callable[[], bool]
     ) -> tuple[RoundReport, torch.Tensor | None]:
-        """One attempt to average ``vector`` (n,), fp32 on CPU, with a majority of ``expected_peers``.
+        """One attempt to average ``vector`` (n,), fp32 on CPU, with a majority of the live peers.
+
+        ``obsolete`` is asked during the wait; when it is true the attempt is given up.
 
         Raises:
             Interrupted: the program is asked to end.
         """
         bandwidth = 0.0 if self._options.client_mode else self._options.bandwidth
         own = self._own
-        offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth)
-        work = self._averager.average(offer, vector, expected_peers, expected_peers // 2 + 1, timeout_s)
-        return self._call(work, timeout_s + 2 * self.part_timeout_s + 5)
+        offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, os.urandom(NONCE_BYTES))
+        expected, target = len(view.peers), view.group_target(own.epoch)
+        work = self._averager.average(offer, vector, expected, target, view.quorum, timeout_s)
+        try:
+            limit_s = timeout_s + 2 * self.part_timeout_s + 5
+            return self._loop.call(work, limit_s, lambda: self._give_up() or obsolete())
+        except Interrupted:
+            if self._give_up():
+                raise
+            why = "the swarm has gone on without this peer"
+            return RoundReport(own.epoch, Outcome.NO_GROUP, 1, expected, local_samples=samples, reason=why), None
 
     def download(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
         """Fetches the state that most peers hold at the run's epoch.
@@ -182,7 +198,7 @@ class SwarmPeer:
             self._subkey,
             options.record_ttl_s,
             settings.target_batch_size,
-            self.max_samples,
+            lambda num_peers: 2 * self.max_samples(num_peers),  # no liar fills a batch, no fast peer is held up
         )
         await self._averager.start()
         await self._board.fetch()

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import msgpack
@@ -36,6 +36,7 @@ class Progress:
         samples_per_s: the peer's own estimate of its speed.
         digest: first 16 bytes of the digest of its params.
         client_mode: whether it cannot be dialled.
+        waiting: whether it holds the global batch to be full and waits for the others.
     """
 
     peer_id: str
@@ -45,12 +46,10 @@ class Progress:
     samples_per_s: float = 0.0
     digest: bytes = b""
     client_mode: bool = False
+    waiting: bool = False
 
     def to_bytes(self) -> bytes:
-        return msgpack.packb(
-            [self.peer_id, self.fingerprint, self.epoch, self.samples, self.samples_per_s, self.digest,
-             self.client_mode]
-        )  # fmt: skip
+        return msgpack.packb(list(astuple(self)))
 
     @classmethod
     def from_bytes(cls, data: Any) -> "Progress":
@@ -58,7 +57,7 @@ class Progress:
         if not isinstance(data, bytes) or len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"a record is at most {MAX_RECORD_BYTES} bytes")
         try:
-            peer_id, fingerprint, epoch, samples, samples_per_s, digest, client_mode = msgpack.unpackb(data)
+            peer_id, fingerprint, epoch, samples, samples_per_s, digest, client_mode, waiting = msgpack.unpackb(data)
         except Exception as error:  # msgpack raises a dozen types on garbage
             raise ValueError(f"not a progress record: {error}") from None
         if not isinstance(peer_id, str) or not isinstance(fingerprint, bytes) or not isinstance(digest, bytes):
@@ -67,7 +66,7 @@ class Progress:
             raise ValueError("a record's epoch or samples are out of range")
         if not isinstance(samples_per_s, float) or not 0 <= samples_per_s < 1e12:
             raise ValueError("a record's speed is out of range")
-        return cls(peer_id, fingerprint, epoch, samples, samples_per_s, digest, bool(client_mode))
+        return cls(peer_id, fingerprint, epoch, samples, samples_per_s, digest, bool(client_mode), bool(waiting))
 
 
 @dataclass(frozen=True)
@@ -79,31 +78,51 @@ class SwarmView:
         strangers: live peers of the same run_id with other settings; their samples do not count.
         epoch: highest epoch that at least half of the peers have reached.
         digest: digest that most peers at ``epoch`` hold (ties: the smallest); b"" if none tells.
-        samples: samples accumulated at ``epoch``, each peer's up to the cap.
+        max_samples: what one peer's samples count for at most.
     """
 
     peers: tuple[Progress, ...]
     strangers: tuple[Progress, ...]
     epoch: int
     digest: bytes
-    samples: int
+    max_samples: int
 
     @classmethod
     def of(cls, records: Iterable[Progress], fingerprint: bytes, max_samples: int) -> "SwarmView":
         """Draws the conclusions; a pure function of the records."""
         records = tuple(records)
         peers = tuple(record for record in records if record.fingerprint == fingerprint)
+        strangers = tuple(record for record in records if record.fingerprint != fingerprint)
         epochs = sorted((peer.epoch for peer in peers), reverse=True)
         epoch = epochs[(len(epochs) + 1) // 2 - 1] if epochs else 0
-        here = [peer for peer in peers if peer.epoch == epoch]
-        votes = Counter(peer.digest for peer in here if peer.digest)
+        votes = Counter(peer.digest for peer in peers if peer.epoch == epoch and peer.digest)
         digest = min(votes, key=lambda d: (-votes[d], d), default=b"")
-        samples = sum(min(peer.samples, max_samples) for peer in here)
-        return cls(peers, tuple(r for r in records if r.fingerprint != fingerprint), epoch, digest, samples)
+        return cls(peers, strangers, epoch, digest, max_samples)
 
-    def at_epoch(self, epoch: int) -> int:
-        """Number of live peers at ``epoch``."""
-        return sum(peer.epoch == epoch for peer in self.peers)
+    def samples(self, epoch: int) -> int:
+        """Samples accumulated towards the end of ``epoch``, each peer's up to the cap."""
+        return sum(min(peer.samples, self.max_samples) for peer in self.peers if peer.epoch == epoch)
+
+    def is_full(self, epoch: int, target: int) -> bool:
+        """Whether the global batch of ``epoch`` is full: by its samples, or because most peers hold it to be.
+
+        Peers see each other's records at different times; without the second rule some would wait for the rest, who
+        do not see why.
+        """
+        waiting = sum(peer.waiting for peer in self.peers if peer.epoch == epoch)
+        return self.samples(epoch) >= target or 2 * waiting > len(self.peers)
+
+    def group_target(self, epoch: int) -> int:
+        """Peers to wait for at the end of ``epoch``.
+
+        Records are a moment old, so a peer seen one epoch behind counts as here; one further behind is still joining.
+        """
+        return max(self.quorum, sum(peer.epoch >= epoch - 1 for peer in self.peers))
+
+    @property
+    def quorum(self) -> int:
+        """The smallest majority of all live peers. Two parts of a swarm cannot both have one."""
+        return len(self.peers) // 2 + 1
 
 
 class ProgressBoard:
@@ -123,18 +142,20 @@ class ProgressBoard:
         self._dht, self._key, self._subkey, self._ttl = dht, key, subkey, record_ttl_s
         self._target, self._max_samples = target, max_samples
         self._own: Progress | None = None
-        self._others: tuple[Progress, ...] = ()
+        self._others: dict[Any, tuple[Progress, float]] = {}
         self._changed = asyncio.Event()
         self.fetched_at = 0.0
 
-    def report(self, own: Progress) -> None:
-        """Sets the own record. Call it on the network loop's thread."""
+    def report(self, own: Progress | None) -> None:
+        """Sets the own record, None to take it back. Call it on the network loop's thread."""
         self._own = own
         self._changed.set()
 
     def view(self, own: Progress) -> SwarmView:
         """The swarm with ``own`` as this peer's latest record. Callable from any thread."""
-        records = (own, *self._others)
+        now = get_dht_time()
+        others = tuple(record for record, expires in self._others.values() if expires > now)
+        records = (own, *others)
         return SwarmView.of(records, own.fingerprint, self._max_samples(len(records)))
 
     async def publish_forever(self) -> None:
@@ -143,8 +164,7 @@ class ProgressBoard:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._ttl / 3)
             self._changed.clear()
-            if self._own is not None:
-                await self._store(self._own.to_bytes(), self._ttl)
+            await self._store(b"" if self._own is None else self._own.to_bytes())
             await asyncio.sleep(_MIN_PERIOD_S)
 
     async def fetch_forever(self) -> None:
@@ -161,27 +181,31 @@ class ProgressBoard:
             logger.warning("the DHT did not answer within %.0f s; peers' progress is out of date", self._ttl)
             return
         value = found.value if isinstance(found, ValueWithExpiration) else None
-        self._others = tuple(self._parse(value)) if isinstance(value, dict) else ()
+        if isinstance(value, dict):
+            self._merge(value)
         self.fetched_at = time.monotonic()
 
     async def withdraw(self) -> None:
         """Tells the others at once that this peer leaves."""
         self._own = None
-        await self._store(b"", self._ttl)
+        await self._store(b"")
 
-    def _parse(self, entries: dict[Any, Any]) -> Iterable[Progress]:
-        seen = {self._own.peer_id if self._own else ""}
+    def _merge(self, entries: dict[Any, Any]) -> None:
+        """Takes over what was read; what an incomplete answer of the DHT lacks stays until it expires."""
+        known = {k: v for k, v in self._others.items() if v[1] > get_dht_time()}
         for subkey, entry in list(entries.items())[:MAX_RECORDS]:
-            if subkey == self._subkey or not isinstance(entry, ValueWithExpiration) or entry.value == b"":
+            if subkey == self._subkey or not isinstance(entry, ValueWithExpiration):
+                continue
+            if entry.value == b"":
+                known.pop(subkey, None)  # the peer took its record back
                 continue
             try:
-                record = Progress.from_bytes(entry.value)
+                known[subkey] = (Progress.from_bytes(entry.value), entry.expiration_time)
             except ValueError as error:
-                logger.debug("ignored a progress record: %s", error)
-                continue
-            if record.peer_id not in seen:
-                seen.add(record.peer_id)
-                yield record
+                logger.warning("ignored a peer's progress record: %s", error)
+        own_id = self._own.peer_id if self._own else ""
+        unique = {record.peer_id: subkey for subkey, (record, _) in known.items() if record.peer_id != own_id}
+        self._others = {subkey: known[subkey] for subkey in unique.values()}
 
     def _period(self) -> float:
         if self._own is None:
@@ -190,14 +214,14 @@ class ProgressBoard:
         speed = sum(peer.samples_per_s for peer in view.peers)
         if speed <= 0:
             return _MIN_PERIOD_S
-        eta_s = max(0, self._target - view.samples) / speed
+        eta_s = max(0, self._target - view.samples(self._own.epoch)) / speed
         return min(_MAX_PERIOD_S, max(_MIN_PERIOD_S, eta_s / 4))
 
-    async def _store(self, value: bytes, ttl_s: float) -> None:
-        stored = self._dht.store(
-            self._key, value, get_dht_time() + ttl_s, subkey=self._subkey, return_future=True
-        )  # fmt: skip
+    async def _store(self, value: bytes) -> None:
+        expires = get_dht_time() + self._ttl
         try:
-            await asyncio.wait_for(stored, self._ttl)
+            await asyncio.wait_for(
+                self._dht.store(self._key, value, expires, subkey=self._subkey, return_future=True), self._ttl
+            )
         except TimeoutError:
             logger.warning("the DHT did not store this peer's progress within %.0f s", self._ttl)

@@ -19,6 +19,7 @@ import torch
 from hivetrain.averaging.exchange import Exchange, ExchangeError, OpenStream
 from hivetrain.averaging.group import Group
 from hivetrain.averaging.report import Outcome
+from hivetrain.averaging.state import as_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,6 @@ class Round:
         self._vote_timeout_s = vote_timeout_s
         loop = asyncio.get_running_loop()
         self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
-        self._membership = hashlib.sha256(b"".join(p.to_bytes() for p in group.peer_ids))
-        for offer in group.offers:
-            self._membership.update(offer.to_bytes())
 
     async def run(self, open_stream: OpenStream, send_ballot: SendBallot, timeout_s: float) -> Verdict:
         """Exchanges and votes; takes at most ``timeout_s`` plus the vote's timeout. Never raises on peers' faults."""
@@ -129,8 +127,8 @@ class Round:
             logger.debug("ballot of member %d: %s", member, error)
 
     def _digest(self, average: torch.Tensor) -> bytes:
-        sha = self._membership.copy()
-        sha.update(memoryview(average.numpy()))
+        sha = hashlib.sha256(self.group.name)  # binds the result to who took part with how many samples
+        sha.update(as_bytes(average))
         return sha.digest()
 
     def _names(self, members: list[int]) -> str:

@@ -6,9 +6,7 @@ updates.
 """
 
 import logging
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,21 +18,18 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
-from hivetrain.averaging.accumulator import GradientAccumulator
+from hivetrain.averaging.collaboration import POLICIES, Collaboration
 from hivetrain.averaging.loop import Interrupted
 from hivetrain.averaging.peer import PeerOptions, SwarmPeer
-from hivetrain.averaging.progress import SwarmView
-from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
-from hivetrain.averaging.state import Snapshot, StateError, load_snapshot, params_digest, schema_of, take_snapshot
+from hivetrain.averaging.state import params_digest, schema_of
 from hivetrain.strategies.checks import check_optimization, check_trainer
 from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
 
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_KEY = "hivemind_strategy"
-_SPEED_MEMORY = 0.7  # share of the old estimate in the running mean of samples per second
-POLICIES = ("retry", "skip", "local")
 
 
 class HivemindStrategy(SingleDeviceStrategy):
@@ -118,15 +113,11 @@ class HivemindStrategy(SingleDeviceStrategy):
             **({"host_maddrs": host_maddrs} if host_maddrs else {}),
         }
         self.parallel_devices: list[torch.device] = []  # set by the Trainer
-        self.rounds: list[RoundReport] = []
-        self.samples_contributed = 0
-        self.samples_dropped = 0
-        self._epoch = 0
-        self._state_lock = threading.Lock()
+        self._collaboration: Collaboration | None = None
+        self._restored: dict[str, Any] | None = None
         self._dht: SwarmDHT | None = None
         self._peer: SwarmPeer | None = None
         self._maddrs: list[str] = []
-        self._restored: dict[str, Any] | None = None
 
     # -- what users and callbacks may read -------------------------------------------------------------------------
 
@@ -142,7 +133,22 @@ class HivemindStrategy(SingleDeviceStrategy):
     @property
     def swarm_epoch(self) -> int:
         """Finished global updates."""
-        return self._epoch
+        return self._collaboration.epoch if self._collaboration else 0
+
+    @property
+    def rounds(self) -> Sequence[RoundReport]:
+        """Every attempt of this fit to make a global update, in order."""
+        return tuple(self._collaboration.rounds) if self._collaboration else ()
+
+    @property
+    def samples_contributed(self) -> int:
+        """Samples of this peer that went into global updates."""
+        return self._collaboration.samples_contributed if self._collaboration else 0
+
+    @property
+    def samples_dropped(self) -> int:
+        """Samples of this peer whose gradients were given up: it fell behind, or the policy said so."""
+        return self._collaboration.samples_dropped if self._collaboration else 0
 
     @property
     def peer_id(self) -> str | None:
@@ -157,7 +163,7 @@ class HivemindStrategy(SingleDeviceStrategy):
     @property
     def samples_accumulated(self) -> int:
         """Samples that the whole swarm has gathered towards the next global update, as last heard."""
-        return self._peer.view().samples if self._peer else 0
+        return self._peer.view().samples(self.swarm_epoch) if self._peer else 0
 
     @property
     def visible_maddrs(self) -> list[str]:
@@ -179,23 +185,28 @@ class HivemindStrategy(SingleDeviceStrategy):
         check_optimization(self.optimizers, self.lr_scheduler_configs)
         for config in self.lr_scheduler_configs:
             config.interval = "swarm_epoch"  # no loop of Lightning's steps it; this strategy does
-        self._trainer = trainer
-        self._accumulator = GradientAccumulator(p for g in self.optimizers[0].param_groups for p in g["params"])
-        self._batch_samples, self._speed, self._speed_time = 0, 0.0, time.monotonic()
-        self._cached_snapshot: Snapshot | None = None
-        self._serving = False
-        self._join()
+        assert self.lightning_module is not None
+        self._trainer, self._batch_samples = trainer, 0
+        self._collaboration = Collaboration(
+            self.lightning_module,
+            self.optimizers[0],
+            target_batch_size=self.target_batch_size,
+            policy=self.on_failed_round,
+            matchmaking_time_s=self._options.matchmaking_time_s,
+            averaging_timeout_s=self._options.averaging_timeout_s,
+            on_epoch=self._step_schedulers,
+            on_report=self._log_metrics,
+        )
+        self._join(self._collaboration)
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        assert self._collaboration is not None
+        assert self._peer is not None
         if self._restored is not None:
-            self._accumulator.load_state_dict(self._restored["accumulator"])
+            self._collaboration.load_state_dict(self._restored)
             self._restored = None
-        self._digest = self.params_digest()
-        self._serving = True
-        self._announce()
-        if len(self._require_peer().refresh().peers) > 1:
-            self._catch_up()
+        self._collaboration.begin(self._peer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
@@ -210,39 +221,33 @@ class HivemindStrategy(SingleDeviceStrategy):
     ) -> Any:
         """Runs one microbatch; makes a global update if the swarm's batch is full."""
         loss = closure()
-        if loss is not None:
-            self._accumulator.add(self._batch_samples)
-            self._measure_speed()
-            self._announce()
-        if self._catch_up() or self._accumulator.samples == 0:
-            return loss
-        if self._require_peer().view().samples >= self.target_batch_size:
-            try:
-                self._update(
-                    lambda: super(HivemindStrategy, self).optimizer_step(optimizer, lambda: loss, model, **kwargs)
-                )
-            except Interrupted:
-                logger.info("asked to end during a round; the gradient was not applied")
+        assert self._collaboration is not None
+
+        def step() -> None:  # the precision plugin calls hooks, clips, and steps, on the averaged gradient
+            super(HivemindStrategy, self).optimizer_step(optimizer, lambda: loss, model, **kwargs)
+
+        if loss is not None:  # None: training_step skipped the batch
+            self._collaboration.add(self._batch_samples)
+        try:
+            self._collaboration.advance(step)
+        except Interrupted:
+            logger.info("asked to end while waiting for the swarm; the gradient was not applied")
         return loss
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:
-        state: dict[str, Any] = {"swarm_epoch": self._epoch, "samples_contributed": self.samples_contributed}
-        if hasattr(self, "_accumulator"):
-            state["accumulator"] = self._accumulator.state_dict()
-        super().save_checkpoint({**checkpoint, _CHECKPOINT_KEY: state}, filepath, storage_options)
+        if self._collaboration is not None:
+            checkpoint = {**checkpoint, _CHECKPOINT_KEY: self._collaboration.state_dict()}
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        state = checkpoint.get(_CHECKPOINT_KEY)
-        if state is not None:
-            self._epoch = int(state["swarm_epoch"])
-            self.samples_contributed = int(state["samples_contributed"])
-            self._restored = state if "accumulator" in state else None
+        self._restored = checkpoint.get(_CHECKPOINT_KEY)
         return checkpoint
 
     def teardown(self) -> None:
         """Leaves the swarm; takes a few seconds at most and may be called at any moment."""
-        self._serving = False
+        if self._collaboration is not None:
+            self._collaboration.end()
         if self._peer is not None:
             self._peer.close()
             self._peer = None
@@ -253,7 +258,7 @@ class HivemindStrategy(SingleDeviceStrategy):
 
     # -- the swarm -------------------------------------------------------------------------------------------------
 
-    def _join(self) -> None:
+    def _join(self, collaboration: Collaboration) -> None:
         peers = resolve_initial_peers(self._initial_peers, timeout_s=self._bootstrap_timeout)
         validator = RSASignatureValidator()
         self._dht = start_dht(
@@ -267,120 +272,24 @@ class HivemindStrategy(SingleDeviceStrategy):
         assert self.lightning_module is not None
         settings = RunSettings(
             schema_of(self.lightning_module),
-            self._accumulator.numel,
+            collaboration.accumulator.numel,
             self.target_batch_size,
             self.compression,
             type(self.optimizers[0]).__name__,
         )
-        peer = SwarmPeer(self._dht, validator.local_public_key, settings, self._options, self._snapshot)
-        peer.open(give_up=lambda: bool(self._trainer.received_sigterm))
+        peer = SwarmPeer(self._dht, validator.local_public_key, settings, self._options, collaboration.snapshot)
         self._peer = peer
+        peer.open(give_up=lambda: bool(self._trainer.received_sigterm))
         logger.info("peer %s joined run %r; reachable at %s", peer.peer_id, self.run_id, ", ".join(self._maddrs))
 
-    def _require_peer(self) -> SwarmPeer:
-        assert self._peer is not None, "outside a fit"
-        return self._peer
-
-    def _announce(self) -> None:
-        self._require_peer().announce(self._epoch, self._accumulator.samples, self._speed, self._digest)
-
-    def _measure_speed(self) -> None:
-        now = time.monotonic()
-        speed = self._batch_samples / max(1e-6, now - self._speed_time)
-        self._speed = speed if self._speed == 0 else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * speed
-        self._speed_time = now
-
-    def _catch_up(self) -> bool:
-        """Takes over the swarm's state if this peer's is not it. Returns whether it did."""
-        peer = self._require_peer()
-        view = peer.view()
-        if not self._is_behind(view) or not self._is_behind(peer.refresh()):
-            return False
-        why = f"at swarm epoch {self._epoch}, the swarm is at {view.epoch}"
-        if view.epoch == self._epoch:
-            why = f"its params differ from those of most peers at swarm epoch {self._epoch}"
-        assert self.lightning_module is not None
-        try:
-            snapshot = peer.download(self.lightning_module, self.optimizers[0])
-        except (StateError, TimeoutError) as error:
-            logger.warning("this peer is out of step (%s) but could not get the swarm's state: %s", why, error)
-            return False
-        with self._state_lock:
-            load_snapshot(snapshot, self.lightning_module, self.optimizers[0])
-            self.samples_dropped += self._accumulator.samples
-            dropped = self._accumulator.samples
-            self._accumulator.reset()
-            self._set_epoch(snapshot.epoch, snapshot.digest)
-        logger.warning("resynchronised (%s): now at swarm epoch %d, %d samples dropped", why, self._epoch, dropped)
-        self._announce()
-        return True
-
-    def _is_behind(self, view: SwarmView) -> bool:
-        if view.epoch != self._epoch:
-            return view.epoch > self._epoch
-        return bool(view.digest) and view.digest != bytes.fromhex(self._digest)[: len(view.digest)]
-
-    # -- global updates --------------------------------------------------------------------------------------------
-
-    def _update(self, step: Callable[[], Any]) -> None:
-        """Turns the accumulated gradient into one global update, or reports why not. Keeps it unless told otherwise."""
-        deadline = time.monotonic() + self._options.averaging_timeout_s
-        gradient = self._accumulator.mean()
-        while True:
-            report, average = self._attempt(gradient, deadline - time.monotonic())
-            self._record(report)
-            if report.committed:
-                assert average is not None
-                self._apply(average, report, step)
-                return
-            if self._catch_up():
-                return
-            if self.on_failed_round == "retry" and time.monotonic() + self._options.matchmaking_time_s < deadline:
-                continue
-            if self.on_failed_round == "skip":
-                self.samples_dropped += self._accumulator.samples
-                self._accumulator.reset()
-                self._announce()
-            elif self.on_failed_round == "local":
-                local = RoundReport(
-                    self._epoch, Outcome.LOCAL, samples=self._accumulator.samples,
-                    local_samples=self._accumulator.samples, reason="policy after a failed round",
-                )  # fmt: skip
-                self._record(local)
-                self._apply(gradient, local, step)
-            return
-
-    def _attempt(self, gradient: torch.Tensor, timeout_s: float) -> tuple[RoundReport, torch.Tensor | None]:
-        peer, samples = self._require_peer(), self._accumulator.samples
-        expected = peer.refresh().at_epoch(self._epoch)
-        if expected > 1:
-            return peer.average(gradient, samples, expected, max(timeout_s, self._options.matchmaking_time_s))
-        alone = RoundReport(
-            self._epoch, Outcome.ALONE, fraction=1.0, samples=samples, local_samples=samples,
-            reason="no other live peer",
-        )  # fmt: skip
-        return alone, gradient
-
-    def _apply(self, gradient: torch.Tensor, report: RoundReport, step: Callable[[], Any]) -> None:
-        with self._state_lock:
-            self._accumulator.put(gradient)
-            step()
-            assert self.lightning_module is not None
-            self.optimizers[0].zero_grad()
-            self.samples_contributed += report.local_samples
-            self._accumulator.reset()
-            self._set_epoch(self._epoch + 1, self.params_digest())
-        self._announce()
-
-    def _set_epoch(self, epoch: int, digest: str) -> None:
-        self._epoch, self._digest, self._cached_snapshot = epoch, digest, None
+    def _step_schedulers(self, epoch: int) -> None:
         for config in self.lr_scheduler_configs:
-            while config.scheduler.last_epoch < epoch:
-                config.scheduler.step()
+            scheduler = config.scheduler
+            assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+            while scheduler.last_epoch < epoch:
+                scheduler.step()
 
-    def _record(self, report: RoundReport) -> None:
-        self.rounds.append(report)
-        logger.log(logging.INFO if report.committed else logging.WARNING, "%s", report)
+    def _log_metrics(self, report: RoundReport) -> None:
         metrics = {
             "swarm/epoch": report.swarm_epoch,
             "swarm/num_peers": self.num_peers,
@@ -395,14 +304,3 @@ class HivemindStrategy(SingleDeviceStrategy):
         }
         for sink in self._trainer.loggers:
             sink.log_metrics(metrics, step=self._trainer.global_step)
-
-    def _snapshot(self) -> Snapshot | None:
-        """The state to serve to others; called on another thread."""
-        with self._state_lock:
-            if not self._serving or self.lightning_module is None:
-                return None
-            if self._cached_snapshot is None:
-                self._cached_snapshot = take_snapshot(
-                    self.lightning_module, self.optimizers[0], self._epoch, self._digest
-                )
-            return self._cached_snapshot

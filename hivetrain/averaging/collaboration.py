@@ -1,0 +1,234 @@
+"""One model in one run: its place in the swarm, and the decision between microbatch, global update and catching up.
+
+It knows nothing of Lightning: the caller computes gradients and passes a ``step`` that applies whatever gradient the
+params hold. A failed round leaves params, optimizer and accumulated gradient as they were.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hivetrain.averaging.accumulator import GradientAccumulator
+from hivetrain.averaging.peer import SwarmPeer
+from hivetrain.averaging.progress import SwarmView
+from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.state import Snapshot, StateError, load_snapshot, params_digest, take_snapshot
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("retry", "skip", "local")
+_SPEED_MEMORY = 0.7  # share of the old estimate in the running mean of samples per second
+_RETRY_SYNC_S = 2.0
+
+
+class Collaboration:
+    """Accumulates gradients, averages them with the swarm, and keeps the params in step with it.
+
+    Args:
+        module: the model; all trainable params on one device.
+        optimizer: the only optimizer.
+        target_batch_size: samples per global update, over all peers.
+        policy: what to do after a failed round: ``retry``, ``skip`` or ``local``.
+        matchmaking_time_s: how long a round waits for peers that have not come yet.
+        averaging_timeout_s: longest time that one call of :meth:`advance` tries to average.
+        on_epoch: called with the new epoch after each change of it.
+        on_report: called with each report.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        target_batch_size: int,
+        policy: str,
+        matchmaking_time_s: float,
+        averaging_timeout_s: float,
+        on_epoch: Callable[[int], None],
+        on_report: Callable[[RoundReport], None],
+    ) -> None:
+        self._module, self._optimizer = module, optimizer
+        self._target, self._policy = target_batch_size, policy
+        self._matchmaking_time_s, self._averaging_timeout_s = matchmaking_time_s, averaging_timeout_s
+        self._on_epoch, self._on_report = on_epoch, on_report
+        self.accumulator = GradientAccumulator(p for group in optimizer.param_groups for p in group["params"])
+        self.epoch = 0
+        self.rounds: list[RoundReport] = []
+        self.samples_contributed = 0
+        self.samples_dropped = 0
+        self._peer: SwarmPeer | None = None
+        self._digest = ""
+        self._lock = threading.Lock()
+        self._served: Snapshot | None = None
+        self._speed, self._speed_time = 0.0, time.monotonic()
+        self._next_sync = 0.0
+        self._ahead_since: float | None = None
+
+    @property
+    def peer(self) -> SwarmPeer:
+        assert self._peer is not None, "begin() comes first"
+        return self._peer
+
+    def begin(self, peer: SwarmPeer) -> None:
+        """Takes part from now on: fetches the swarm's state if it is not the own, then shows up among the peers."""
+        self._peer = peer
+        self._digest = params_digest(self._module)
+        self._speed_time = time.monotonic()
+        peer.refresh()
+        if not self._in_step():
+            logger.warning("could not get the swarm's state yet; trying again after each microbatch")
+        else:
+            self._announce()
+
+    def end(self) -> None:
+        """Serves no state any more."""
+        with self._lock:
+            self._peer = self._served = None
+
+    def add(self, samples: int) -> None:
+        """Adds the params' gradients, a mean over ``samples`` samples, to this epoch's sum."""
+        self.accumulator.add(samples)
+        now = time.monotonic()
+        speed = samples / max(1e-6, now - self._speed_time)
+        self._speed = speed if self._speed == 0 else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * speed
+        self._speed_time = now
+
+    def advance(self, step: Callable[[], Any]) -> None:
+        """Makes a global update if the swarm's batch is full, or catches up if the swarm has gone on.
+
+        Raises:
+            Interrupted: the program is asked to end; params and gradient are untouched.
+        """
+        epoch = self.epoch
+        if not self._in_step():
+            self._drop()
+        elif epoch == self.epoch and self.accumulator.samples:
+            self._announce()
+            if self.peer.view().is_full(self.epoch, self._target):
+                self._update(step)
+
+    def snapshot(self) -> Snapshot | None:
+        """The state to serve to others, None while there is none; safe on any thread."""
+        with self._lock:
+            if self._peer is not None and self._served is None:
+                self._served = take_snapshot(self._module, self._optimizer, self.epoch, self._digest)
+            return self._served
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "swarm_epoch": self.epoch,
+            "samples_contributed": self.samples_contributed,
+            "samples_dropped": self.samples_dropped,
+            "accumulator": self.accumulator.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = int(state["swarm_epoch"])
+        self.samples_contributed = int(state["samples_contributed"])
+        self.samples_dropped = int(state["samples_dropped"])
+        self.accumulator.load_state_dict(state["accumulator"])
+
+    def _in_step(self) -> bool:
+        """Takes over the swarm's state if this peer's is not it. Returns whether the peer is in step now."""
+        if not self._is_out_of_step(self.peer.view()) or not self._is_out_of_step(view := self.peer.refresh()):
+            return True
+        if time.monotonic() < self._next_sync:
+            return False
+        why = f"at swarm epoch {self.epoch}, the swarm is at {view.epoch}"
+        if view.epoch == self.epoch:
+            why = f"its params differ from those of most peers at swarm epoch {self.epoch}"
+        try:
+            snapshot = self.peer.download(self._module, self._optimizer)
+        except (StateError, TimeoutError) as error:
+            logger.warning("this peer is out of step (%s) and could not get the swarm's state: %s", why, error)
+            self.peer.retract()  # others must not wait for a peer that cannot follow
+            self._next_sync = time.monotonic() + _RETRY_SYNC_S
+            return False
+        with self._lock:
+            load_snapshot(snapshot, self._module, self._optimizer)
+            self._set_epoch(snapshot.epoch, snapshot.digest)
+        dropped = self.accumulator.samples
+        self._drop()
+        logger.warning("resynchronised (%s): now at swarm epoch %d, %d samples dropped", why, self.epoch, dropped)
+        self._announce()
+        return True
+
+    def _is_out_of_step(self, view: SwarmView) -> bool:
+        if view.epoch >= self.epoch:
+            self._ahead_since = None
+        if view.epoch > self.epoch:
+            return True
+        if view.epoch < self.epoch:
+            # Whoever commits first is ahead for a moment. Who stays ahead went its own way: most peers decide.
+            self._ahead_since = self._ahead_since or time.monotonic()
+            return time.monotonic() - self._ahead_since > 2 * self._matchmaking_time_s
+        return bool(view.digest) and view.digest != bytes.fromhex(self._digest)[: len(view.digest)]
+
+    def _update(self, step: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + self._averaging_timeout_s
+        self._announce(waiting=True)
+        gradient, samples = self.accumulator.mean(), self.accumulator.samples
+        while True:
+            report, average = self._attempt(gradient, samples, deadline - time.monotonic())
+            self._record(report)
+            if average is not None:
+                return self._apply(average, report, step)
+            epoch = self.epoch
+            if not self._in_step() or self.epoch != epoch:
+                return None
+            in_time = time.monotonic() + self._matchmaking_time_s < deadline
+            if self._policy == "retry" and in_time and self.peer.view().is_full(self.epoch, self._target):
+                continue
+            if self._policy == "skip":
+                self._drop()
+                self._announce()
+            elif self._policy == "local":
+                why = "the policy after a failed round"
+                local = RoundReport(self.epoch, Outcome.LOCAL, samples=samples, local_samples=samples, reason=why)
+                self._record(local)
+                self._apply(gradient, local, step)
+            else:
+                self._announce()
+            return None
+
+    def _attempt(
+        self, gradient: torch.Tensor, samples: int, timeout_s: float
+    ) -> tuple[RoundReport, torch.Tensor | None]:
+        view = self.peer.refresh()
+        if len(view.peers) > 1:
+            stale = lambda: self._is_out_of_step(self.peer.view())  # noqa: E731
+            return self.peer.average(gradient, samples, view, max(timeout_s, self._matchmaking_time_s), stale)
+        alone = RoundReport(
+            self.epoch, Outcome.ALONE, fraction=1.0, samples=samples, local_samples=samples, reason="no other live peer"
+        )
+        return alone, gradient
+
+    def _apply(self, gradient: torch.Tensor, report: RoundReport, step: Callable[[], Any]) -> None:
+        with self._lock:
+            self.accumulator.put(gradient)
+            step()
+            self._optimizer.zero_grad()
+            self.accumulator.reset()
+            self.samples_contributed += report.local_samples
+            self._set_epoch(self.epoch + 1, params_digest(self._module))
+        self._announce()
+
+    def _set_epoch(self, epoch: int, digest: str) -> None:
+        self.epoch, self._digest, self._served = epoch, digest, None
+        self._on_epoch(epoch)
+
+    def _drop(self) -> None:
+        self.samples_dropped += self.accumulator.samples
+        self.accumulator.reset()
+
+    def _announce(self, waiting: bool = False) -> None:
+        self.peer.announce(self.epoch, self.accumulator.samples, self._speed, self._digest, waiting)
+
+    def _record(self, report: RoundReport) -> None:
+        self.rounds.append(report)
+        logger.log(logging.INFO if report.committed else logging.WARNING, "%s", report)
+        self._on_report(report)
