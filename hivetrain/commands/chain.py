@@ -155,6 +155,7 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
     """A table; on a terminal too narrow for it addresses are shortened, figures never are."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from hivetrain.keys import is_address
 
@@ -168,5 +169,5 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
     for column in columns:
         table.add_column(column, no_wrap=column != "axon", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)

@@ -28,8 +28,8 @@ NAMES = {
 class Faults:
     """What goes wrong, shared by all connections of a test.
 
-    Each entry is a list of moments: ``connect``, ``read``, ``before_submit``, ``after_submit``; the value is an exception
-    or the word "silence". A fault happens ``times`` times.
+    The moments are ``connect``, ``read``, ``before_submit`` and ``after_submit``; a fault is an exception or the word
+    "silence", and happens ``times`` times.
     """
 
     def __init__(self):

@@ -71,8 +71,6 @@ def test_an_evicted_hotkey_is_dropped_and_its_successor_gets_nothing(subnet, val
     first, second = (miner.hotkey for miner in validator.miners)
     validator.submit_weights({first: 1.0, second: 1.0}, 0, T)
     subnet.to_epoch(3)
-    subnet.operator.set_stake(STRANGER, 0.0, soon())
-    subnet.to_epoch(3)
     validator.submit_weights({second: 1.0}, 0, T)
     subnet.to_epoch()
     newcomer = subnet.join()
@@ -100,9 +98,9 @@ def test_weights_of_the_evicted_do_not_pay_the_newcomer(subnet, validator):
     assert validator.weights(T)[validator.hotkey] == {second: 1.0}
 
 
-@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, -1.0, 0.0, True, "1"])
-def test_unfit_weights_are_refused(subnet, validator, weight):
-    refused(Code.INVALID_WEIGHTS, validator.submit_weights, {validator.miners[0].hotkey: weight}, 0, T)
+def test_unfit_weights_are_refused(subnet, validator):
+    for weight in (math.nan, math.inf, -math.inf, -1.0, 0.0, True, "1"):
+        refused(Code.INVALID_WEIGHTS, validator.submit_weights, {validator.miners[0].hotkey: weight}, 0, T)
 
 
 def test_duplicate_and_unknown_weights_are_refused(subnet, validator):
