@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from hivetrain.data.corpus import MAX_UNIT_BYTES, Corpus
 from hivetrain.data.errors import ManifestError, UnitError
+from hivetrain.data.journal import Journal
 from hivetrain.data.manifest import CorpusManifest, ManifestFile, file_sha256
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
@@ -141,6 +142,7 @@ def manifest_of_folder(
     rows_per_unit: int = 500,
     heldout_units: int = 0,
     on_file: Callable[[int, int], None] | None = None,
+    journal_path: Path | None = None,
 ) -> CorpusManifest:
     """Hash and measure all files of a folder.
 
@@ -151,6 +153,7 @@ def manifest_of_folder(
         rows_per_unit: Documents per unit in jsonl and txt files.
         heldout_units: Units at the end that are kept for validation.
         on_file: Called with (files done, files in all) after each file.
+        journal_path: Finished files are written here, so that a second call goes on where the first was cut off.
     """
     folder = Path(path)
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file())
@@ -161,24 +164,31 @@ def manifest_of_folder(
     # The first file of a run of txt files stands for the whole run, the others have no unit of their own.
     runs = {texts[start]: len(texts[start : start + rows_per_unit]) for start in range(0, len(texts), rows_per_unit)}
     files = []
-    for name in names:
-        source = folder / name
-        if name.endswith(".txt"):
-            rows: tuple[int, ...] = (runs[name],) if name in runs else ()
-        elif name.endswith(".jsonl"):
-            rows = tuple(count for _, count in _jsonl_units(source, rows_per_unit))
-        else:
-            rows = _parquet_rows(source, content_key)
-        files.append(ManifestFile(name, source.stat().st_size, file_sha256(source), rows))
-        if on_file:
-            on_file(len(files), len(names))
-    return CorpusManifest(
-        repository=repository or folder.resolve().name,
-        revision="",
-        files=tuple(files),
-        content_key=content_key,
-        heldout_units=heldout_units,
-    )
+    with Journal(journal_path, [str(folder.resolve()), content_key, rows_per_unit]) as journal:
+        for name in names:
+            found_as = f"{name} {(folder / name).stat().st_size} {(folder / name).stat().st_mtime_ns} {runs.get(name)}"
+            file = journal.get(found_as)
+            if file is None:
+                file = _measure(folder, name, content_key, rows_per_unit, runs)
+                journal.add(found_as, file)
+            files.append(file)
+            if on_file:
+                on_file(len(files), len(names))
+        name = repository or folder.resolve().name
+        manifest = CorpusManifest(name, "", tuple(files), content_key, heldout_units)
+        journal.finish()
+    return manifest
+
+
+def _measure(folder: Path, name: str, content_key: str, rows_per_unit: int, runs: dict[str, int]) -> ManifestFile:
+    source = folder / name
+    if name.endswith(".txt"):
+        rows: tuple[int, ...] = (runs[name],) if name in runs else ()
+    elif name.endswith(".jsonl"):
+        rows = tuple(count for _, count in _jsonl_units(source, rows_per_unit))
+    else:
+        rows = _parquet_rows(source, content_key)
+    return ManifestFile(name, source.stat().st_size, file_sha256(source), rows)
 
 
 def parquet_rows(metadata: pq.FileMetaData) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hivetrain.data.assignment import DEFAULT_SLOTS, DataAssignment, slot_of_peer
+from hivetrain.data.cache import TokenCache
 from hivetrain.data.corpus import Corpus, EmbeddedCorpus
 from hivetrain.data.encoding import Encoder, data_digest, load_encoder
 from hivetrain.data.errors import DataError
@@ -41,6 +42,8 @@ class RefinedWebDataModule(pl.LightningDataModule):
             then have ``position_ids`` (B, T) and ``attention_mask`` (B, 1, T, T) too.
         val_blocks: Use only the first so many held-out blocks for validation; None uses all.
         eos_token: The tokenizer's end-of-text token, where its name is not a common one.
+        cache_dir: Keep the tokens of training units here for later passes and restarts; None keeps none.
+        cache_limit_mb: Most megabytes of tokens to keep; the units not used for longest go first.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class RefinedWebDataModule(pl.LightningDataModule):
         isolate_documents: bool = False,
         val_blocks: int | None = None,
         eos_token: str | None = None,
+        cache_dir: str | None = None,
+        cache_limit_mb: int = 4096,
     ) -> None:
         super().__init__()
         for name, value in (("block_size", block_size), ("batch_size", batch_size), ("val_blocks", val_blocks)):
@@ -74,6 +79,7 @@ class RefinedWebDataModule(pl.LightningDataModule):
         self.isolate_documents = isolate_documents
         self.val_blocks = val_blocks
         self.eos_token = eos_token
+        self._cache = TokenCache(cache_dir, cache_limit_mb * 1_000_000) if cache_dir else None
         self._stream: SlotStream | None = None
         self._restored: Mapping[str, Any] | None = None
 
@@ -128,7 +134,7 @@ class RefinedWebDataModule(pl.LightningDataModule):
         """The endless stream of this miner's slot, from the cursor on."""
         slot = self._own_slot()
         self._stream = SlotStream(
-            UnitBlocks(self.corpus, self.encoder, self.block_size),
+            UnitBlocks(self.corpus, self.encoder, self.block_size, self._cache),
             self.assignment,
             slot,
             self._start(slot),
@@ -156,6 +162,15 @@ class RefinedWebDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> "DataLoader[torch.Tensor] | list[Any]":
         """The same as for validation."""
         return self.val_dataloader()
+
+    def predict_dataloader(self) -> "DataLoader[torch.Tensor] | list[Any]":
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def teardown(self, stage: str) -> None:
+        """Release the cache's file."""
+        if self._cache is not None:
+            self._cache.close()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Lightning hands over each batch right before it is used: a training batch counts as consumed here."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hivetrain.data.assignment import DataAssignment
+from hivetrain.data.cache import TokenCache
 from hivetrain.data.corpus import Corpus
 from hivetrain.data.encoding import Encoder
 from hivetrain.data.errors import DataError
@@ -59,21 +60,32 @@ class Cursor:
 class UnitBlocks(Dataset[Tokens | DataError]):
     """All blocks of a unit: read, encoded, packed. An error is returned, not raised, to cross processes unchanged."""
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, block_size: int) -> None:
+    def __init__(self, corpus: Corpus, encoder: Encoder, block_size: int, cache: TokenCache | None = None) -> None:
         self.corpus = corpus
         self.encoder = encoder
         self.block_size = block_size
+        self.cache = cache
 
     def __getitem__(self, unit: int) -> Tokens | DataError:
         try:
-            return cut_blocks(self.tokens(unit), self.block_size)
+            return cut_blocks(self._tokens(unit), self.block_size)
         except DataError as error:
             return error
 
-    def tokens(self, unit: int) -> Tokens:
-        """All tokens of a unit, each document ended by end-of-text."""
-        encoded = self.encoder.encode(self.corpus.read_unit(unit))
-        return join_documents(encoded, self.encoder.eos_id, self.encoder.vocabulary_size)
+    def _tokens(self, unit: int) -> Tokens:
+        if self.cache is None:
+            return unit_tokens(self.corpus, self.encoder, unit)
+        name = f"{self.corpus.manifest.digest} {self.encoder.vocabulary_sha256} {self.encoder.eos_id}"
+        tokens = self.cache.get(name, unit)
+        if tokens is None:
+            tokens = unit_tokens(self.corpus, self.encoder, unit)
+            self.cache.put(name, unit, tokens)
+        return tokens
+
+
+def unit_tokens(corpus: Corpus, encoder: Encoder, unit: int) -> Tokens:
+    """All tokens of a unit, each document followed by one end-of-text."""
+    return join_documents(encoder.encode(corpus.read_unit(unit)), encoder.eos_id, encoder.vocabulary_size)
 
 
 class SlotStream:
