@@ -45,7 +45,8 @@ usage: {program} [-c CONFIG] [--KEY.SUBKEY VALUE ...]
   --model.help [CLASS]      the options of one class; so do --data.help, --trainer.strategy.help, ...
   --print_config            the whole configuration as it would run, as YAML
 
-Values in the YAML may refer to one another: total_epochs: ${{stop.epochs}}
+Values in the YAML may refer to one another; what belongs to a class stands under its init_args:
+  block_size: ${{model.init_args.config.n_positions}}
 """
 
 

@@ -123,7 +123,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
             raise UserError(describe(str(error), arguments)) from error
         except OmegaConfBaseException as error:
             key = str(error.full_key or "").removeprefix(f"{command}.")
-            raise UserError(f"{key}: {str(error).partition(chr(10))[0]}") from error
+            hint = " (what belongs to a class stands under its init_args: ${model.init_args.x})"
+            raise UserError(f"{key}: {str(error).partition(chr(10))[0]}{hint}") from error
         except MisconfigurationException as error:
             raise _user_error(error) from error
         except (SystemExit, KeyboardInterrupt) as end:

@@ -76,11 +76,7 @@ def trainer(*callbacks: Callback, paired: bool = True, **arguments) -> Trainer:
         logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **{
-            "max_epochs": -1,
-            "enable_checkpointing": any(isinstance(c, SwarmCheckpoint) for c in callbacks),
-            **arguments,
-        },
+        **{"max_epochs": -1, "enable_checkpointing": saves, **arguments},
     )
 
 
