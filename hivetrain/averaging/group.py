@@ -4,6 +4,7 @@ Every member sees the same offers (the leader relays them, the vote proves that 
 member computes the same membership, weights and slices from them without another message.
 """
 
+import asyncio
 import hashlib
 import itertools
 import logging
@@ -169,6 +170,7 @@ class Matchmaker:
         matchmaking_time_s: float, client_mode: bool,
     ) -> None:  # fmt: skip
         self._prefix, self._matchmaking_time_s = prefix, matchmaking_time_s
+        self._one_search = asyncio.Lock()
         self._matchmaking = Matchmaking(
             p2p,
             schema,
@@ -187,6 +189,10 @@ class Matchmaker:
 
         Returns None if there is none within ``timeout_s``.
         """
+        async with self._one_search:
+            return await self._find(offer, target, quorum, timeout_s)
+
+    async def _find(self, offer: Offer, target: int, quorum: int, timeout_s: float) -> Group | None:
         search = self._matchmaking
         search.group_key_manager.prefix = f"{self._prefix}_{offer.state_name}"  # others of another state never meet us
         search.target_group_size = search.potential_leaders.target_group_size = target
@@ -194,11 +200,16 @@ class Matchmaker:
         search.min_group_size = max(2, quorum)
         now = get_dht_time()
         step = _Search(now + self._matchmaking_time_s, now + timeout_s, offer.to_bytes())
+        looking = asyncio.create_task(search.look_for_group(step))
         try:
-            info = await search.look_for_group(step)
+            info = await asyncio.shield(looking)
         except (MatchmakingException, AssertionError, ValueError) as error:
             logger.info("matchmaking failed: %r", error)
             return None
+        finally:
+            if not looking.done():  # the caller gave up: let the search tidy up before the next one begins
+                looking.cancel()
+                await asyncio.wait({looking}, timeout=self._matchmaking_time_s)
         return None if info is None else Group.from_matchmaking(info)
 
     def accepts(self, request: averaging_pb2.JoinRequest) -> bool:

@@ -25,6 +25,7 @@ class NetworkLoop:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -32,7 +33,7 @@ class NetworkLoop:
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
         """Schedules ``work`` and returns at once."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(self._held(work), self._loop)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> T:
         """Runs ``work`` and returns its result.
@@ -69,6 +70,16 @@ class NetworkLoop:
             self.spawn(self._cancel_all()).result(timeout=timeout_s)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout_s)
+
+    async def _held(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs ``work`` with a strong reference to its task: asyncio itself keeps only weak ones."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await work
+        finally:
+            self._tasks.discard(task)
 
     async def _cancel_all(self) -> None:
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
