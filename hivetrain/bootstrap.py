@@ -142,6 +142,8 @@ def serve(
     dht = None
     try:
         _listen(host, port).close()  # fails now rather than after joining; the DHT process must not inherit it
+        if address_file is not None:
+            Path(address_file).unlink(missing_ok=True)  # left by one that was killed
         dht = start_dht(
             resolve_initial_peers(initial_peers),
             host_maddrs=host_maddrs,
@@ -158,8 +160,6 @@ def serve(
     finally:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, signal.SIG_IGN)
-        if address_file is not None:
-            Path(address_file).unlink(missing_ok=True)
         if dht is not None:
             dht.shutdown()
 
@@ -190,9 +190,14 @@ def _serve_http(dht: SwarmDHT, listener: socket.socket, address_file: str | os.P
             timeout_graceful_shutdown=3,
         )
     )
-    if address_file is not None:
-        _write_atomically(Path(address_file), {"url": url, "peer_id": peer_id, "initial_peers": maddrs})
-    server.run(sockets=[listener])
+    if address_file is None:
+        server.run(sockets=[listener])
+        return
+    _write_atomically(Path(address_file), {"url": url, "peer_id": peer_id, "initial_peers": maddrs})
+    try:
+        server.run(sockets=[listener])
+    finally:
+        Path(address_file).unlink(missing_ok=True)
 
 
 def _listen(host: str, port: int) -> socket.socket:
