@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from hivetrain.chain.base import Code, LedgerError
 
@@ -31,7 +32,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
         self._owner = 0
         self._closed = False
@@ -78,11 +79,29 @@ class LoopThread:
             if self._closed:
                 raise LedgerError(Code.CLOSED, "this chain was closed")
             if self._loop is None or self._owner != os.getpid():
-                self._loop = asyncio.new_event_loop()
+                self._loop = _Loop()
                 self._thread = threading.Thread(target=_run, args=(self._loop,), name=self._name, daemon=True)
                 self._owner = os.getpid()
                 self._thread.start()
             return self._loop
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that can hang up on everybody: a polite close may wait for a peer that never answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._connections: WeakSet[asyncio.BaseTransport] = WeakSet()
+
+    async def create_connection(self, *args: Any, **options: Any) -> Any:
+        transport, protocol = await super().create_connection(*args, **options)
+        self._connections.add(transport)
+        return transport, protocol
+
+    def hang_up(self) -> None:
+        for transport in list(self._connections):
+            if isinstance(transport, asyncio.WriteTransport):
+                transport.abort()
 
 
 async def _bounded(start: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -97,7 +116,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-async def _shut_down(loop: asyncio.AbstractEventLoop, cleanup: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+async def _shut_down(loop: _Loop, cleanup: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
     try:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
@@ -107,5 +126,6 @@ async def _shut_down(loop: asyncio.AbstractEventLoop, cleanup: Callable[[], Coro
         if cleanup is not None:
             await asyncio.wait([asyncio.ensure_future(cleanup())], timeout=CLOSE_S)
     finally:
-        # One more round lets closed transports release their sockets before the loop ends.
-        loop.call_soon(loop.call_soon, loop.stop)
+        loop.hang_up()
+        # Two more rounds let the transports release their sockets before the loop ends.
+        loop.call_soon(loop.call_soon, loop.call_soon, loop.stop)
