@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import bittensor as bt
+from bittensor.settings import resolve_endpoint
 
 from hivetrain.chain.base import Chain, Code, Deadline, LedgerError, Neuron, Outcome, Receipt, Snapshot, Weights
 from hivetrain.chain.bittensor_session import Progress, Session, Sessions, connect_to
@@ -36,6 +37,9 @@ class BittensorChain(Chain):
         substrate: makes the chain access, such as a fake for tests; None connects to the network.
         poll_s: seconds between looks at the chain while waiting.
         jitter: random numbers from 0 to 1, so that many clients do not reconnect at once.
+
+    Raises:
+        ValueError: there is no such network.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class BittensorChain(Chain):
         poll_s: float = 1.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        if substrate is None:
+            resolve_endpoint(network)
         self._network = network
         self._netuid = netuid
         self._wallet = wallet

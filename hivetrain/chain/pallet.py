@@ -131,8 +131,8 @@ def neuron_from_metagraph(row: Any) -> Neuron:
 
 def _consensus(mode: Any) -> str:
     """``yuma`` or ``null``; a runtime may answer with a name, a one-key mapping or a number."""
-    name = next(iter(mode)) if isinstance(mode, dict) and mode else mode
+    name = next(iter(mode), None) if isinstance(mode, dict) else mode
     known = {"Yuma": "yuma", "Null": "null", 0: "yuma", 1: "null"}
-    if name not in known:
+    if not isinstance(name, (str, int)) or name not in known:
         raise LedgerError(Code.INCOMPATIBLE, f"the subnet runs consensus {str(mode)[:60]!r}, which is not known here")
     return known[name]

@@ -30,11 +30,7 @@ def parse_weights(weights: Weights) -> dict[str, float]:
             raise LedgerError(Code.INVALID_WEIGHTS, f"{str(hotkey)[:60]!r} is not a hotkey address")
         if hotkey in parsed:
             raise LedgerError(Code.INVALID_WEIGHTS, f"hotkey {hotkey} has two weights")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise LedgerError(Code.INVALID_WEIGHTS, f"the weight of {hotkey} is not a number")
-        if not math.isfinite(weight) or weight < 0:
-            raise LedgerError(Code.INVALID_WEIGHTS, f"the weight of {hotkey} is {weight}: must be finite and >= 0")
-        parsed[hotkey] = float(weight)
+        parsed[hotkey] = _number(weight, hotkey)
     if not math.isfinite(sum(parsed.values())) or not any(parsed.values()):
         raise LedgerError(Code.INVALID_WEIGHTS, "the weights sum to zero or to more than a float holds")
     return parsed
@@ -116,3 +112,15 @@ def check_endpoint(ip: str, port: int, allow_loopback: bool) -> str:
     if plain.is_unspecified or plain.is_multicast or plain.is_link_local or str(plain) == "255.255.255.255":
         raise LedgerError(Code.INVALID_ENDPOINT, f"{ip} is no address that others can reach")
     return str(address)
+
+
+def _number(weight: object, hotkey: str) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise LedgerError(Code.INVALID_WEIGHTS, f"the weight of {hotkey} is not a number")
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise LedgerError(Code.INVALID_WEIGHTS, f"the weight of {hotkey} is {number}: must be finite and >= 0")
+    return number

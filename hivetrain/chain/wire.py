@@ -93,7 +93,7 @@ def typed(data: Mapping[str, Any], name: str, kind: Any) -> Any:
     value = data.get(name)
     if isinstance(value, bool) and kind is not bool:
         raise ValueError(f"{name} must not be a truth value")
-    if kind is float and isinstance(value, int):
+    if kind is float and isinstance(value, int) and abs(value) < 1 << 63:
         return float(value)
     if not isinstance(value, kind):
         raise ValueError(f"{name} is missing or of the wrong type")

@@ -56,7 +56,7 @@ def test_a_signature_takes_under_a_millisecond():
 def test_wallet_files_are_private_and_never_overwritten(tmp_path):
     wallet = Wallet("cold", "hot", str(tmp_path))
     hotkey = wallet.create_hotkey()
-    wallet.create_coldkey("secret")
+    wallet.create_coldkey(None)
     for file in (wallet.hotkey_file, wallet.coldkey_file):
         assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
     assert wallet.load().address == wallet.address() == hotkey.address
