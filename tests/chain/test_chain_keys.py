@@ -65,17 +65,37 @@ def test_wallet_files_are_private_and_never_overwritten(tmp_path):
     assert wallet.load().address == hotkey.address
 
 
-def test_an_encrypted_hotkey_needs_its_password(tmp_path, monkeypatch):
+def locked_wallet(tmp_path):
+    """A wallet whose hotkey file is encrypted. Deriving a key from a password takes seconds by design."""
     wallet = Wallet("cold", "coldkey", str(tmp_path))
     address = wallet.create_coldkey("secret")
-    as_hotkey = Wallet("x", "locked", str(tmp_path))
-    as_hotkey.hotkey_file.parent.mkdir(parents=True)
-    as_hotkey.hotkey_file.write_bytes(wallet.coldkey_file.read_bytes())
-    assert as_hotkey.load("secret").address == address
-    with pytest.raises(UserError, match="password"):
-        as_hotkey.load("wrong")
+    locked = Wallet("x", "locked", str(tmp_path))
+    locked.hotkey_file.parent.mkdir(parents=True)
+    locked.hotkey_file.write_bytes(wallet.coldkey_file.read_bytes())
+    return locked, address
+
+
+def test_an_encrypted_hotkey_opens_with_its_password(tmp_path):
+    locked, address = locked_wallet(tmp_path)
+    assert address.encode() not in locked.hotkey_file.read_bytes()
     with pytest.raises(UserError, match="BT_PW_"):
-        as_hotkey.load()
+        locked.load()
+    assert locked.load("secret").address == address
+
+
+@pytest.mark.slow
+def test_an_encrypted_hotkey_stays_shut_for_another_password(tmp_path, monkeypatch):
+    import bittensor_core
+
+    locked, address = locked_wallet(tmp_path)
+    with pytest.raises(UserError, match="password"):
+        locked.load("wrong")
+    with pytest.raises(UserError) as caught:
+        locked.load()
+    variable = str(caught.value).rpartition(" ")[2]
+    monkeypatch.setenv(variable, "")
+    bittensor_core.save_password_to_environment(variable, "secret")
+    assert locked.load().address == address
 
 
 def test_a_missing_key_file_says_how_to_make_one(tmp_path):
