@@ -8,7 +8,7 @@ HELP = "run a bootstrap server and miners on this machine that train one small m
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--miners", type=int, default=2, help="number of miners (default: %(default)s)")
-    parser.add_argument("--swarm-epochs", type=int, default=40, help="global updates to make (default: %(default)s)")
+    parser.add_argument("--swarm-epochs", type=int, default=60, help="global updates to make (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="directory for summary.json, loss.png, reports and logs"
     )

@@ -40,7 +40,7 @@ class Options:
     """
 
     miners: int = 2
-    swarm_epochs: int = 40
+    swarm_epochs: int = 60
     out: Path = Path("out")
     seed: int = 0
     timeout_s: float = 900.0
