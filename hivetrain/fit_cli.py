@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import psutil
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
@@ -65,6 +67,7 @@ class HiveCLI(LightningCLI):
     def __init__(self, command: str, arguments: Sequence[str]) -> None:
         # Plain "omegaconf" resolves references before the overrides arrive; "+" does it after, and these settings make
         # ${model.x} mean the same inside a subcommand.
+        self._command = command
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
             LightningModule,
@@ -80,6 +83,10 @@ class HiveCLI(LightningCLI):
             args=[command, *(f"--{key}={default}" for key, default in DEFAULTS.items()), *arguments],
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
+        """The one command: building the options of all four takes four times as long."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments; Lightning's own method warns that they do not come from ``sys.argv``."""
         self.config = parser.parse_args(args)
@@ -89,6 +96,12 @@ class HiveCLI(LightningCLI):
         for key, callback in CALLBACKS.items():
             default = {"class_path": "hivetrain.callbacks.SwarmProgress"} if key == "progress" else None
             parser.add_argument(f"--{key}", type=callback | None, default=default)
+
+    def before_instantiate_classes(self) -> None:
+        """Miss a checkpoint before anything is built for it."""
+        path = self._get(self.config, "ckpt_path")
+        if path and path not in ("best", "last", "hpc") and ":" not in str(path) and not Path(path).exists():
+            raise UserError(f"--ckpt_path: there is no checkpoint {path}")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is a mistake in the configuration."""
@@ -106,6 +119,8 @@ class HiveCLI(LightningCLI):
         own = config["callbacks"] or []
         own = own if isinstance(own, list) else [own]
         callbacks = [*own, *(callback for callback in chosen if callback is not None)]
+        if config["enable_checkpointing"] is None:  # nothing is written that nobody asked for
+            kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in callbacks)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
 
