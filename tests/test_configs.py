@@ -8,7 +8,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from hivetrain.fit_cli import HiveCLI
 from hivetrain.model import CausalLM
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "hivetrain").rglob("*.yaml"))]
 
 
 def built(path: Path, monkeypatch, *overrides: str) -> HiveCLI:
@@ -17,12 +18,14 @@ def built(path: Path, monkeypatch, *overrides: str) -> HiveCLI:
 
 
 def test_there_are_configurations() -> None:
-    assert {path.name for path in CONFIGS} >= {"miner.yaml", "hiveminer.yaml", "demo_miner.yaml"}
+    assert {path.name for path in CONFIGS} >= {"miner.yaml", "hiveminer.yaml"}
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if "miner" in path.name], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if "miner" in path.name], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_the_configuration_of_a_miner_builds_everything(path: Path, monkeypatch) -> None:
-    cli = built(path, monkeypatch, "--trainer.precision=32-true")
+    cli = built(path, monkeypatch, "--trainer.precision=32-true", "--model.config.n_layer=1")
     assert type(cli.trainer.strategy).__name__ == "HivemindStrategy"
     assert is_overridden("configure_optimizers", cli.model)
     assert cli.datamodule.block_size <= cli.model.lm.config.n_positions
@@ -46,10 +49,10 @@ def test_hiveminers_settings(monkeypatch) -> None:
 
 
 def test_an_override_reaches_what_refers_to_it(monkeypatch) -> None:
-    (path,) = [path for path in CONFIGS if path.name == "demo_miner.yaml"]
-    overrides = ("--stop.epochs=7", "--model.config.n_positions=48", "--trainer.strategy.run_id=other")
-    cli = built(path, monkeypatch, *overrides)
-    assert cli.model.hparams["total_epochs"] == 7
+    path = ROOT / "configs" / "miner.yaml"
+    common = ("--trainer.precision=32-true", "--model.config.n_layer=1")
+    overrides = ("--model.config.n_positions=48", "--trainer.strategy.run_id=other")
+    cli = built(path, monkeypatch, *common, *overrides)
     assert cli.datamodule.block_size == 48
     assert cli.trainer.strategy.run_id == "other"
-    assert built(path, monkeypatch).datamodule.block_size == 64
+    assert built(path, monkeypatch, *common).datamodule.block_size == 1024
