@@ -146,11 +146,7 @@ def start_dht(
     _refuse_taken_ports(hosts)
     local_only = all(map(_is_loopback, hosts))
     if local_only and not announced and not client_mode and not all(map(_is_loopback, peers)):
-        logger.warning(
-            "peers on other machines cannot connect to this one, which listens on %s only: pass host_maddrs such as "
-            "/ip4/0.0.0.0/tcp/31337",
-            ", ".join(hosts),
-        )
+        logger.warning("no other machine can connect to %s: pass host_maddrs such as /ip4/0.0.0.0/tcp/31337", hosts)
     options = {
         "record_validators": record_validators,
         "client_mode": client_mode,
