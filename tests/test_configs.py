@@ -21,9 +21,10 @@ def test_there_are_configurations() -> None:
     assert {path.name for path in CONFIGS} >= {"miner.yaml", "hiveminer.yaml"}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in CONFIGS if "miner" in path.name], ids=lambda path: f"{path.parent.name}/{path.name}"
-)
+MINERS = [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in CONFIGS if "miner" in path.name]
+
+
+@pytest.mark.parametrize("path", MINERS)
 def test_the_configuration_of_a_miner_builds_everything(path: Path, monkeypatch) -> None:
     cli = built(path, monkeypatch, "--trainer.precision=32-true", "--model.config.n_layer=1")
     assert type(cli.trainer.strategy).__name__ == "HivemindStrategy"
