@@ -1,0 +1,126 @@
+"""The demo as a user runs it: a program that starts programs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from hivetrain.demo.reports import MinerLog, summarize
+
+SUMMARY_KEYS = {
+    "swarm_epochs", "loss_first", "loss_last", "heldout_loss_first", "heldout_loss_last", "tokens", "tokens_per_s",
+    "miners", "wall_s", "digests_equal",
+}  # fmt: skip
+
+
+def start_demo(out, epochs):
+    arguments = ["demo", "--out", str(out), "--swarm-epochs", str(epochs), "--timeout-s", "240"]
+    with (out.parent / "demo.log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-m", "hivetrain.cli", *arguments], stdout=log, stderr=log)
+
+
+def wait_until(condition, timeout_s, process):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, "the demo ended early"
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.2)
+
+
+def logs_of(out):
+    logs = [MinerLog(out / f"miner-{index}.jsonl") for index in range(2)]
+    for log in logs:
+        log.read()
+    return logs
+
+
+def processes_below(out):
+    """Live processes that have the demo's output directory on their command line, and what they started."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(out) in part for part in process.info["cmdline"] or ()):
+            found += [process, *process.children(recursive=True)]
+    return {process for process in found if process.pid != os.getpid()}
+
+
+@pytest.mark.timeout(300)
+def test_two_miners_train_one_model_and_end_with_the_same_params(tmp_path):
+    out = tmp_path / "out"
+    process = start_demo(out, epochs=10)
+    assert process.wait(timeout=280) == 0, (tmp_path / "demo.log").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) >= SUMMARY_KEYS
+    assert summary["swarm_epochs"] == 10
+    assert len({miner["params_digest"] for miner in summary["miners"]}) == 1
+    assert len({miner["peer_id"] for miner in summary["miners"]}) == 2
+    assert summary["heldout_loss_last"] < summary["heldout_loss_first"] - 1
+    assert summary["tokens"] > 0
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    outcomes = [record["outcome"] for log in logs_of(out) for record in log.epochs.values()]
+    assert outcomes.count("averaged") >= 16, outcomes
+    assert not processes_below(out)
+
+
+@pytest.mark.timeout(300)
+def test_killing_a_miner_lets_the_other_go_on(tmp_path):
+    out = tmp_path / "out"
+    process = start_demo(out, epochs=12)
+    try:
+        wait_until(lambda: all(2 in log.epochs for log in logs_of(out)), 200, process)
+        report = str(out / "miner-0.jsonl")
+        victims = [p for p in psutil.process_iter(["cmdline"]) if any(report in c for c in p.info["cmdline"] or ())]
+        os.killpg(os.getpgid(victims[0].pid), signal.SIGKILL)
+        assert process.wait(timeout=250) == 0, (tmp_path / "demo.log").read_text()
+    finally:
+        process.kill()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["swarm_epochs"] == 12
+    assert [miner["exit_code"] for miner in summary["miners"]] == [-signal.SIGKILL, 0]
+    assert summary["miners"][0]["params_digest"] is None
+    last = logs_of(out)[1].epochs[11]
+    assert last["outcome"] == "alone"
+    assert not processes_below(out)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_demo_within_ten_seconds_and_leaves_no_process(tmp_path, signum, status):
+    out = tmp_path / "out"
+    process = start_demo(out, epochs=1000)
+    try:
+        wait_until(lambda: any(log.epochs for log in logs_of(out)), 150, process)
+        process.send_signal(signum)
+        started = time.monotonic()
+        assert process.wait(timeout=30) == status
+        assert time.monotonic() - started < 10
+        assert not processes_below(out)
+    finally:
+        process.kill()
+
+
+def test_the_summary_tells_of_miners_that_did_not_finish(tmp_path):
+    ended, died = MinerLog(tmp_path / "a"), MinerLog(tmp_path / "b")
+    ended.path.write_text(
+        '{"event": "start", "swarm_epoch": 0, "wall_s": 0, "peer_id": "A", "heldout_loss": 8.0}\n'
+        '{"event": "epoch", "swarm_epoch": 0, "wall_s": 1, "loss": 8.0, "samples": 30, "tokens": 300}\n'
+        '{"event": "end", "swarm_epoch": 1, "wall_s": 2, "samples": 30, "tokens": 300, "params_digest": "d",'
+        ' "heldout_loss": 7.0}\n'
+    )
+    died.path.write_text(
+        '{"event": "start", "swarm_epoch": 0, "wall_s": 0, "peer_id": "B", "heldout_loss": 8.0}\n'
+        '{"event": "epoch", "swarm_epoch": 0, "wall_s": 1, "loss": 4.0, "samples": 10, "tokens": 100}\n{"event": "ep'
+    )
+    for log in (ended, died):
+        log.read()
+    summary = summarize([ended, died], [0, -9], 3.0)
+    assert summary["loss_first"] == 7.0  # weighted by samples
+    assert summary["tokens_per_s"] == 150
+    assert [miner["params_digest"] for miner in summary["miners"]] == ["d", None]
+    assert [miner["exit_code"] for miner in summary["miners"]] == [0, -9]
+    assert summary["digests_equal"]
+    assert not summarize([died], [-9], 3.0)["digests_equal"]
