@@ -197,3 +197,41 @@ def test_a_waiting_process_ends_within_5_seconds_of_a_signal(form, ending):
             process.wait(30)
             assert time.monotonic() - start < 5
             assert process.returncode != 0
+
+
+REFUSING_NODE = """
+import socket
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+while True:
+    connection, _ = listening.accept()
+    print("accepted", flush=True)
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 429 Too Many Requests\\r\\nRetry-After: 30\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    connection.close()
+"""
+
+
+def test_a_node_that_answers_429_is_left_alone_for_as_long_as_it_says():
+    accepted = []
+    with silent_node(REFUSING_NODE, accepted) as port:
+        chain = bittensor(port)
+        for _ in range(5):
+            start = time.monotonic()
+            with pytest.raises(LedgerError) as caught:
+                chain.snapshot(T)
+            assert caught.value.code == Code.UNREACHABLE
+            assert time.monotonic() - start < 2
+        assert "the next attempt is in" in caught.value.message
+        chain.close()
+    assert len(accepted) == 1
+
+
+def test_a_port_nobody_listens_on_is_tried_until_the_deadline():
+    chain = bittensor(1)
+    start = time.monotonic()
+    with pytest.raises(LedgerError) as caught:
+        chain.snapshot(0.4)
+    assert caught.value.code == Code.UNREACHABLE
+    assert time.monotonic() - start < 1.4
+    chain.close()
