@@ -71,12 +71,16 @@ def trainer(*callbacks: Callback, paired: bool = True, **arguments) -> Trainer:
     saves = any(isinstance(callback, SwarmCheckpoint) for callback in callbacks)
     return Trainer(
         accelerator="cpu",
-        strategy=PairedStrategy() if paired else "auto",
         callbacks=list(callbacks),
         logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **{"max_epochs": -1, "enable_checkpointing": saves, **arguments},
+        **{
+            "strategy": PairedStrategy() if paired else "auto",
+            "max_epochs": -1,
+            "enable_checkpointing": saves,
+            **arguments,
+        },
     )
 
 
@@ -260,3 +264,24 @@ def test_progress_on_a_terminal_is_a_live_table() -> None:
 def test_progress_takes_the_place_of_lightnings_bar() -> None:
     run = trainer(silent(), max_steps=1)
     assert isinstance(run.progress_bar_callback, SwarmProgress)
+
+
+class RestoringStrategy(PairedStrategy):
+    """Like a strategy in a swarm, it knows its swarm epoch only when training starts."""
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.microbatches = 8
+
+
+def test_a_run_that_joins_at_a_later_epoch_counts_from_there(tmp_path) -> None:
+    report = MinerReport(str(tmp_path / "report.jsonl"), val_batches=0)
+    checkpoint = SwarmCheckpoint(str(tmp_path), every_n_epochs=4)
+    run = trainer(report, checkpoint, StopAtSwarmEpoch(5), silent(), strategy=RestoringStrategy())
+    run.fit(model(), CountingData())
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").open()]
+    assert [(line["event"], line["swarm_epoch"]) for line in lines] == [("start", 4), ("epoch", 4), ("end", 5)]
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-00000005.ckpt"]
+    late = trainer(StopAtSwarmEpoch(3), silent(), strategy=RestoringStrategy())
+    late.fit(model(), CountingData())
+    assert late.global_step == 0

@@ -44,6 +44,7 @@ class SwarmCheckpoint(Checkpoint):
         """Make the directory and remove what an interrupted save left behind."""
         if stage != "fit":
             return
+        self._saved_epoch = None
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -51,9 +52,10 @@ class SwarmCheckpoint(Checkpoint):
         for path in self.dirpath.glob(f"*{UNFINISHED}"):
             path.unlink()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the epoch at which this run begins, which may be one restored or fetched from peers."""
-        self._saved_epoch = swarm_epoch(trainer)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the swarm epoch at which this run begins; a strategy restores it after ``on_train_start``."""
+        if self._saved_epoch is None:
+            self._saved_epoch = swarm_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -40,7 +40,8 @@ class MinerReport(Callback):
         self._clock = clock
         self._file: IO[str] | None = None
         self._losses: list[Tensor] = []
-        self._epoch = self._samples = self._tokens = self._all_samples = self._all_tokens = 0
+        self._epoch: int | None = None
+        self._samples = self._tokens = self._all_samples = self._all_tokens = 0
         self._began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,9 +54,12 @@ class MinerReport(Callback):
         except OSError as error:
             raise UserError(f"cannot write the report {self.path}: {error.strerror}") from error
         self._began = self._clock()
+        self._epoch = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``start``."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``start``, once; a strategy restores the swarm epoch only after ``on_train_start``."""
+        if self._epoch is not None:
+            return
         swarm = swarm_of(trainer)
         self._epoch = swarm_epoch(trainer)
         self._write(
@@ -100,6 +104,7 @@ class MinerReport(Callback):
 
     def _close_epoch(self, trainer: Trainer) -> None:
         epoch = swarm_epoch(trainer)
+        assert self._epoch is not None
         if epoch == self._epoch:
             return
         swarm = swarm_of(trainer)

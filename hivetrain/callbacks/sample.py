@@ -41,24 +41,27 @@ class GenerationSample(Callback):
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.seed = seed
-        self._sampled_epoch = 0
+        self._sampled_epoch: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a model or a data module that cannot do it."""
+        self._sampled_epoch = None
         if not callable(getattr(pl_module, "generate", None)):
             raise UserError(f"sample needs a model with generate(), such as CausalLM; got {type(pl_module).__name__}")
         encoder = _encoder(trainer)
         if not (hasattr(encoder, "encode") and hasattr(encoder, "decode")):
             raise UserError("sample needs a data module with an encoder (encode and decode): remove the key or use one")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the epoch at which this run begins."""
-        self._sampled_epoch = swarm_epoch(trainer)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the swarm epoch at which this run begins; a strategy restores it after ``on_train_start``."""
+        if self._sampled_epoch is None:
+            self._sampled_epoch = swarm_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Sample if a multiple of ``every_n_epochs`` was reached or passed."""
+        assert self._sampled_epoch is not None
         if swarm_epoch(trainer) // self.every_n_epochs > self._sampled_epoch // self.every_n_epochs:
             self.sample(trainer, pl_module)
 

@@ -20,8 +20,8 @@ class StopAtSwarmEpoch(Callback):
             raise UserError(f"stop.epochs must be at least 1, got {epochs}")
         self.epochs = epochs
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once if the swarm is already there."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once if the swarm is already there, by a checkpoint or by what peers sent."""
         self._stop_if_reached(trainer)
 
     def on_train_batch_end(
