@@ -106,6 +106,13 @@ class Wallet:
         public = _public_file(self.hotkey_file)
         return str(_read_keypair(public if public.exists() else self.hotkey_file, None).ss58_address)
 
+    def coldkey_is_locked(self) -> bool:
+        """Whether :meth:`load_coldkey` needs a password."""
+        try:
+            return bool(bittensor_core.keyfile_data_is_encrypted(self.coldkey_file.read_bytes()))
+        except OSError:
+            return False
+
     def load_coldkey(self, password: str | None = None) -> Any:
         """The coldkey's keypair, for the one thing that needs it: paying for a registration."""
         return _read_keypair(self.coldkey_file, password)
@@ -241,14 +248,22 @@ def _read_keypair(file: Path, password: str | None) -> Any:
         ) from None
     try:
         if bittensor_core.keyfile_data_is_encrypted(data):
-            variable = "BT_PW_" + str(file).replace(os.sep, "_").replace(".", "_").upper()
-            secret = password or bittensor_core.get_password_from_environment(variable)
-            if not secret:
-                raise UserError(f"key file {file} is encrypted: give its password in {variable}")
-            data = bytes(bittensor_core.decrypt_keyfile_data(data, secret))
+            data = bytes(bittensor_core.decrypt_keyfile_data(data, password or _password_from_environment(file)))
         return bittensor_core.deserialize_keypair_from_keyfile_data(data)
     except (bittensor_core.KeyfileError, bittensor_core.WrongPasswordError, ValueError):
         raise UserError(f"key file {file} is damaged, or its password is another") from None
+
+
+def _password_from_environment(file: Path) -> str:
+    """The password where btcli keeps it, encoded as btcli does."""
+    variable = "BT_PW_" + str(file).replace(os.sep, "_").replace(".", "_").upper()
+    try:
+        found = bittensor_core.get_password_from_environment(variable)
+    except bittensor_core.KeyfileError:
+        raise UserError(f"{variable} is not in the form that btcli writes") from None
+    if not found:
+        raise UserError(f"key file {file} is encrypted: its password is expected as btcli saves it, in {variable}")
+    return str(found)
 
 
 def _create_keypair(file: Path, password: str | None) -> Any:

@@ -1,6 +1,8 @@
 """``hivetrain chain``: look at a subnet and join it, whichever chain it lives on."""
 
 import argparse
+import getpass
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,8 @@ def _open(args: argparse.Namespace) -> "Chain":
     options: dict[str, Any] = {}
     if args.action == "register" and args.chain.startswith("bittensor:"):
         options = {"registration_limit_tao": args.max_cost, "confirm": (lambda _: True) if args.yes else _ask}
+        if wallet and args.max_cost is not None and wallet.coldkey_is_locked() and sys.stdin.isatty():
+            options["coldkey_password"] = getpass.getpass(f"Password of {wallet.coldkey_file}: ")
     return open_chain(args.chain, wallet, **options)
 
 

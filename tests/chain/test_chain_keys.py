@@ -75,12 +75,17 @@ def locked_wallet(tmp_path):
     return locked, address
 
 
-def test_an_encrypted_hotkey_opens_with_its_password(tmp_path):
+def test_an_encrypted_hotkey_opens_with_its_password(tmp_path, monkeypatch):
     locked, address = locked_wallet(tmp_path)
     assert address.encode() not in locked.hotkey_file.read_bytes()
-    with pytest.raises(UserError, match="BT_PW_"):
+    with pytest.raises(UserError, match="BT_PW_") as caught:
+        locked.load()
+    monkeypatch.setenv(str(caught.value).rpartition(" ")[2], "secret")
+    with pytest.raises(UserError, match="the form that btcli writes"):
         locked.load()
     assert locked.load("secret").address == address
+    assert Wallet("cold", "x", str(tmp_path)).coldkey_is_locked()
+    assert not Wallet("none", "x", str(tmp_path)).coldkey_is_locked()
 
 
 @pytest.mark.slow
