@@ -5,6 +5,7 @@ when a connect is cancelled; ending the whole loop is the one way to give back t
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -42,9 +43,10 @@ class Progress:
 
 
 class Session:
-    """One connection: chain access, SDK client, and the loop they live on."""
+    """One connection of one process: chain access, SDK client, and the loop they live on."""
 
     def __init__(self, network: str, access: Any) -> None:
+        self.owner = os.getpid()
         self.substrate = _Watched(access)
         self.client = bt.Client(network, substrate=self.substrate)
         self._loop = LoopThread("bittensor")
@@ -98,6 +100,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._session: Session | None = None
+        self._parents: list[Session | None] = []  # never closed here: see calls.py on forks
         self._failures = 0
         self._not_before = 0.0
         self._reason = ""
@@ -165,7 +168,8 @@ class Sessions:
         with self._lock:
             if self._closed.is_set():
                 raise LedgerError(Code.CLOSED, "this chain was closed")
-            if self._session is None:
+            if self._session is None or self._session.owner != os.getpid():
+                self._parents.append(self._session)
                 self._session = Session(self._network, self._access())
             return self._session
 

@@ -1,7 +1,8 @@
 """Deadlines around asynchronous clients: an event loop on a thread of its own, called from ordinary code.
 
 Surprising fact: a cancelled coroutine may take its time to end, so the caller waits on a clock of its own and leaves
-after the deadline plus half a second, whatever the loop is doing.
+after the deadline plus half a second, whatever the loop is doing. Another: a forked child shares the parent's epoll
+object, and closing an inherited connection there makes the parent deaf. A child starts anew and keeps what it inherited.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ class LoopThread:
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
         self._owner = 0
+        self._inherited: list[object] = []
         self._closed = False
 
     @property
@@ -74,11 +76,16 @@ class LoopThread:
         asyncio.run_coroutine_threadsafe(_shut_down(loop, cleanup), loop)
         thread.join(wait_s)
 
+    def keep_for_parent(self, inherited: object) -> None:
+        """Keep something that a forked child must neither use nor close."""
+        self._inherited.append(inherited)
+
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._closed:
                 raise LedgerError(Code.CLOSED, "this chain was closed")
             if self._loop is None or self._owner != os.getpid():
+                self._inherited.append(self._loop)
                 self._loop = _Loop()
                 self._thread = threading.Thread(target=_run, args=(self._loop,), name=self._name, daemon=True)
                 self._owner = os.getpid()

@@ -4,6 +4,7 @@ Surprising fact: the requests are signed, the answers are not. Against somebody 
 the server and give an https URL.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ class RemoteChain(Chain):
         self._loop = LoopThread("remote-chain")
         self._closed = threading.Event()
         self._session: aiohttp.ClientSession | None = None
+        self._session_loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def hotkey(self) -> str:
@@ -152,11 +154,14 @@ class RemoteChain(Chain):
     def _open_session(self) -> "aiohttp.ClientSession":
         import aiohttp
 
-        if self._session is None:
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session_loop is not loop:
+            self._loop.keep_for_parent(self._session)
             trace = aiohttp.TraceConfig()
             trace.on_request_headers_sent.append(_mark_sent)
             timeout = aiohttp.ClientTimeout(total=None)  # the deadline of each call is set around it
             self._session = aiohttp.ClientSession(timeout=timeout, trace_configs=[trace], trust_env=False)
+            self._session_loop = loop
         return self._session
 
     async def _close_session(self) -> None:

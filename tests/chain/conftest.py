@@ -64,6 +64,14 @@ class LocalSubnet(Subnet):
     def _make(self, wallet):
         return LocalChain(self.path, wallet)
 
+    def break_down(self):
+        self.path.rename(self.path.with_name("moved.db"))
+
+    def speak_otherwise(self):
+        for file in self.tmp_path.glob("ledger.db*"):
+            file.unlink()
+        self.path.write_bytes(b"no ledger " * 1000)
+
 
 class RemoteSubnet(Subnet):
     def __init__(self, tmp_path, rules):
@@ -73,11 +81,18 @@ class RemoteSubnet(Subnet):
         self.served = Ledger(self.path)
         self.server = LedgerServer(self.served, Hotkey.throwaway())
         self.server.__enter__()
+        self.url = self.server.url
 
     def _make(self, wallet):
         from hivetrain.chain.remote import RemoteChain
 
-        return RemoteChain(self.server.url, wallet)
+        return RemoteChain(self.url, wallet)
+
+    def break_down(self):
+        self.url = "http://127.0.0.1:1"
+
+    def speak_otherwise(self):
+        self.url = self.server.url + "/elsewhere"
 
     def close(self):
         super().close()
@@ -101,6 +116,17 @@ class BittensorSubnet(Subnet):
         return BittensorChain(
             "local", NETUID, wallet, substrate=lambda: FakeSubstrate(self.path, self.faults), **options
         )
+
+    def break_down(self):
+        import bittensor
+
+        self.faults.order("connect", bittensor.RpcConnectionError("nobody there"))
+        self.faults.order("read", bittensor.RpcConnectionError("websocket closed"))
+
+    def speak_otherwise(self):
+        from bittensor._transport.errors import StorageFunctionNotFound
+
+        self.faults.order("read", StorageFunctionNotFound("Storage function SubtensorModule.Tempo not found"))
 
 
 KINDS = {"local": LocalSubnet, "remote": RemoteSubnet, "bittensor": BittensorSubnet}

@@ -1,6 +1,7 @@
 """What every chain promises, asked of all three implementations."""
 
 import math
+import os
 import threading
 import time
 
@@ -266,3 +267,33 @@ def test_the_subnet_kind_is_what_it_says(subnet):
     expected = {"LocalSubnet": "LocalChain", "RemoteSubnet": "RemoteChain", "BittensorSubnet": "BittensorChain"}
     assert type(subnet.open()).__name__ == expected[type(subnet).__name__]
     assert isinstance(subnet, BittensorSubnet) == hasattr(subnet, "faults")
+
+
+def test_a_chain_that_is_gone_is_unreachable_and_checks_weights_all_the_same(subnet):
+    subnet.break_down()
+    chain = subnet.open()
+    refused(Code.UNREACHABLE, chain.snapshot, 0.3)
+    refused(Code.UNREACHABLE, chain.submit_weights, {STRANGER: 1.0}, 0, 0.3)
+    refused(Code.INVALID_WEIGHTS, chain.submit_weights, {STRANGER: math.nan}, 0, 0.3)
+
+
+def test_a_chain_that_speaks_otherwise_is_incompatible(subnet):
+    subnet.speak_otherwise()
+    refused(Code.INCOMPATIBLE, subnet.open().snapshot, T)
+
+
+def test_a_forked_child_uses_a_chain_of_its_parent(subnet):
+    chain = subnet.join()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if chain.snapshot(T).neuron(chain.hotkey) else 2
+        finally:
+            os._exit(status)
+    done, status, end = 0, None, time.monotonic() + T
+    while not done and time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.001)
+    assert (done, status) == (pid, 0)
+    assert chain.snapshot(T).neurons
