@@ -40,6 +40,12 @@ class GradientAccumulator:
         return (self._sum / max(1, self.samples)).cpu()
 
     @torch.no_grad()
+    def add_back(self, gradient: torch.Tensor, samples: int) -> None:
+        """Adds a flat mean gradient over ``samples`` samples, as :meth:`mean` returned it before a :meth:`reset`."""
+        self._sum.add_(gradient.to(self._sum.device), alpha=samples)
+        self.samples += samples
+
+    @torch.no_grad()
     def put(self, gradient: torch.Tensor) -> None:
         """Writes a flat gradient, shape (n,), into the params' ``.grad``."""
         parts = gradient.to(self._sum.device).split([param.numel() for param in self._params])

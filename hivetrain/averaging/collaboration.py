@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hivetrain.averaging.accumulator import GradientAccumulator
-from hivetrain.averaging.peer import SwarmPeer
+from hivetrain.averaging.peer import Attempt, SwarmPeer
 from hivetrain.averaging.progress import SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.state import Snapshot, StateError, load_snapshot, params_digest, take_snapshot
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 POLICIES = ("retry", "skip", "local")
 _SPEED_MEMORY = 0.7  # share of the old estimate in the running mean of samples per second
 _RETRY_SYNC_S = 2.0
+_POLICY_LOCAL = "the policy after a failed round"
 
 
 class Collaboration:
@@ -35,6 +36,7 @@ class Collaboration:
         policy: what to do after a failed round: ``retry``, ``skip`` or ``local``.
         matchmaking_time_s: how long a round waits for peers that have not come yet.
         averaging_timeout_s: longest time that one call of :meth:`advance` tries to average.
+        overlap: average one batch's gradient while the next batch is gathered on the params before that update.
         on_epoch: called with the new epoch after each change of it.
         on_report: called with each report.
     """
@@ -48,12 +50,15 @@ class Collaboration:
         policy: str,
         matchmaking_time_s: float,
         averaging_timeout_s: float,
+        overlap: bool,
         on_epoch: Callable[[int], None],
         on_report: Callable[[RoundReport], None],
     ) -> None:
         self._module, self._optimizer = module, optimizer
         self._target, self._policy = target_batch_size, policy
         self._matchmaking_time_s, self._averaging_timeout_s = matchmaking_time_s, averaging_timeout_s
+        self._overlap = overlap
+        self._pending: Attempt | None = None
         self._on_epoch, self._on_report = on_epoch, on_report
         self.accumulator = GradientAccumulator(p for group in optimizer.param_groups for p in group["params"])
         self.epoch = 0
@@ -106,10 +111,15 @@ class Collaboration:
         epoch = self.epoch
         if not self._in_step():
             self._drop()
-        elif epoch == self.epoch and self.accumulator.samples:
+        if self._pending is not None and self._pending.is_due:
+            self._finish_overlapped(self._pending, step)
+        if epoch == self.epoch and self.accumulator.samples and self._pending is None:
             self._announce()
             if self.peer.view().is_full(self.epoch, self._target):
-                self._update(step)
+                if self._overlap:
+                    self._start_overlapped(step)
+                else:
+                    self._update(step)
 
     def snapshot(self) -> Snapshot | None:
         """The state to serve to others, None while there is none; safe on any thread."""
@@ -124,6 +134,7 @@ class Collaboration:
             "samples_contributed": self.samples_contributed,
             "samples_dropped": self.samples_dropped,
             "accumulator": self.accumulator.state_dict(),
+            "pending": None if self._pending is None else (self._pending.vector, self._pending.blank.local_samples),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -131,6 +142,8 @@ class Collaboration:
         self.samples_contributed = int(state["samples_contributed"])
         self.samples_dropped = int(state["samples_dropped"])
         self.accumulator.load_state_dict(state["accumulator"])
+        if state["pending"] is not None:
+            self.accumulator.add_back(*state["pending"])
 
     def _in_step(self) -> bool:
         """Takes over the swarm's state if this peer's is not it. Returns whether the peer is in step now."""
@@ -187,8 +200,9 @@ class Collaboration:
                 self._drop()
                 self._announce()
             elif self._policy == "local":
-                why = "the policy after a failed round"
-                local = RoundReport(self.epoch, Outcome.LOCAL, samples=samples, local_samples=samples, reason=why)
+                local = RoundReport(
+                    self.epoch, Outcome.LOCAL, samples=samples, local_samples=samples, reason=_POLICY_LOCAL
+                )
                 self._record(local)
                 self._apply(gradient, local, step)
             else:
@@ -199,20 +213,50 @@ class Collaboration:
         self, gradient: torch.Tensor, samples: int, timeout_s: float
     ) -> tuple[RoundReport, torch.Tensor | None]:
         view = self.peer.refresh()
-        if len(view.peers) > 1:
-            stale = lambda: self._is_out_of_step(self.peer.view())  # noqa: E731
-            return self.peer.average(gradient, samples, view, max(timeout_s, self._matchmaking_time_s), stale)
-        alone = RoundReport(
-            self.epoch, Outcome.ALONE, fraction=1.0, samples=samples, local_samples=samples, reason="no other live peer"
-        )
-        return alone, gradient
+        if len(view.peers) == 1:
+            return self._alone(samples), gradient
+        attempt = self.peer.start_average(gradient, samples, view, max(timeout_s, self._matchmaking_time_s))
+        return self.peer.finish_average(attempt, lambda: self._is_out_of_step(self.peer.view()))
+
+    def _alone(self, samples: int) -> RoundReport:
+        why = "no other live peer"
+        return RoundReport(self.epoch, Outcome.ALONE, fraction=1.0, samples=samples, local_samples=samples, reason=why)
+
+    def _start_overlapped(self, step: Callable[[], Any]) -> None:
+        gradient, samples, view = self.accumulator.mean(), self.accumulator.samples, self.peer.view()
+        self.accumulator.reset()
+        if len(view.peers) == 1:
+            report = self._alone(samples)
+            self._record(report)
+            return self._apply(gradient, report, step)
+        self.peer.announce(self.epoch, samples, self._speed, self._digest, waiting=True)
+        self._pending = self.peer.start_average(gradient, samples, view, self._averaging_timeout_s)
+        return None
+
+    def _finish_overlapped(self, attempt: Attempt, step: Callable[[], Any]) -> None:
+        self._pending = None
+        report, average = self.peer.finish_average(attempt, lambda: False)
+        self._record(report)
+        samples = attempt.blank.local_samples
+        if average is not None:
+            return self._apply(average, report, step)
+        if self._policy == "local":
+            local = RoundReport(self.epoch, Outcome.LOCAL, samples=samples, local_samples=samples, reason=_POLICY_LOCAL)
+            self._record(local)
+            return self._apply(attempt.vector, local, step)
+        if self._policy == "skip":
+            self.samples_dropped += samples
+        else:
+            self.accumulator.add_back(attempt.vector, samples)
+        return self._announce()
 
     def _apply(self, gradient: torch.Tensor, report: RoundReport, step: Callable[[], Any]) -> None:
         with self._lock:
             self.accumulator.put(gradient)
             step()
             self._optimizer.zero_grad()
-            self.accumulator.reset()
+            if not self._overlap:  # else what is there belongs to the next update already
+                self.accumulator.reset()
             self.samples_contributed += report.local_samples
             self._set_epoch(self.epoch + 1, params_digest(self._module))
         self._announce()
@@ -222,6 +266,10 @@ class Collaboration:
         self._on_epoch(epoch)
 
     def _drop(self) -> None:
+        if self._pending is not None:
+            self._pending.future.cancel()
+            self.samples_dropped += self._pending.blank.local_samples
+            self._pending = None
         self.samples_dropped += self.accumulator.samples
         self.accumulator.reset()
 

@@ -36,13 +36,21 @@ class NetworkLoop:
         return asyncio.run_coroutine_threadsafe(self._held(work), self._loop)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_s: float, give_up: Callable[[], bool] = lambda: False) -> T:
-        """Runs ``work`` and returns its result.
+        """Runs ``work`` and returns its result; see :meth:`wait`."""
+        return self.wait(self.spawn(work), timeout_s, give_up)
+
+    def wait(
+        self,
+        future: "concurrent.futures.Future[T]",
+        timeout_s: float,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """Waits for what was spawned.
 
         Raises:
             TimeoutError: it took longer than ``timeout_s``; it has been cancelled.
             Interrupted: ``give_up`` returned true; it has been cancelled.
         """
-        future = self.spawn(work)
         deadline = time.monotonic() + timeout_s
         try:
             while True:

@@ -4,6 +4,7 @@ The training thread sees only this class; it holds no lock across a call and eve
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -52,6 +53,28 @@ class PeerOptions:
     max_samples_per_peer: int | None
     bandwidth: float
     client_mode: bool
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An average under way.
+
+    Attributes:
+        blank: what is known of its report already.
+        vector: what this peer brings, shape (n,).
+        future: its result.
+        deadline: monotonic time by which it has ended.
+    """
+
+    blank: RoundReport
+    vector: torch.Tensor
+    future: "concurrent.futures.Future[tuple[RoundReport, torch.Tensor | None]]"
+    deadline: float
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it has ended, or should have."""
+        return self.future.done() or time.monotonic() > self.deadline
 
 
 class SwarmPeer:
@@ -111,32 +134,41 @@ class SwarmPeer:
 
     def refresh(self) -> SwarmView:
         """Reads all peers' progress anew."""
-        self._call(self._board.fetch(), self._options.record_ttl_s + 1)
+        try:
+            self._call(self._board.fetch(), self._options.record_ttl_s + 1)
+        except TimeoutError:
+            logger.warning("peers' progress could not be read anew; going by what was known")
         return self.view()
 
-    def average(
-        self, vector: torch.Tensor, samples: int, view: SwarmView, timeout_s: float, obsolete: Callable[[], bool]
-    ) -> tuple[RoundReport, torch.Tensor | None]:
-        """One attempt to average ``vector`` (n,), fp32 on CPU, with a majority of the live peers.
-
-        ``obsolete`` is asked during the wait; when it is true the attempt is given up.
-
-        Raises:
-            Interrupted: the program is asked to end.
-        """
+    def start_average(self, vector: torch.Tensor, samples: int, view: SwarmView, timeout_s: float) -> "Attempt":
+        """Starts to average ``vector`` (n,), fp32 on CPU, with a majority of the live peers; returns at once."""
         bandwidth = 0.0 if self._options.client_mode else self._options.bandwidth
         own = self._own
         offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, os.urandom(NONCE_BYTES))
         expected, target = len(view.peers), view.group_target(own.epoch)
         work = self._averager.average(offer, vector, expected, target, view.quorum, timeout_s)
+        deadline = time.monotonic() + timeout_s + 2 * self.part_timeout_s + 5
+        return Attempt(RoundReport(own.epoch, Outcome.UNKNOWN, 1, expected, local_samples=samples), vector,
+                       self._loop.spawn(work), deadline)  # fmt: skip
+
+    def finish_average(
+        self, attempt: "Attempt", obsolete: Callable[[], bool]
+    ) -> tuple[RoundReport, torch.Tensor | None]:
+        """Waits for an attempt. ``obsolete`` is asked during the wait; when it is true the attempt is given up.
+
+        Raises:
+            Interrupted: the program is asked to end.
+        """
         try:
-            limit_s = timeout_s + 2 * self.part_timeout_s + 5
-            return self._loop.call(work, limit_s, lambda: self._give_up() or obsolete())
+            left_s = attempt.deadline - time.monotonic()
+            return self._loop.wait(attempt.future, left_s, lambda: self._give_up() or obsolete())
+        except TimeoutError:
+            return replace(attempt.blank, reason="the network loop did not finish the round in time"), None
         except Interrupted:
             if self._give_up():
                 raise
             why = "the swarm has gone on without this peer"
-            return RoundReport(own.epoch, Outcome.NO_GROUP, 1, expected, local_samples=samples, reason=why), None
+            return replace(attempt.blank, outcome=Outcome.NO_GROUP, reason=why), None
 
     def download(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
         """Fetches the state that most peers hold at the run's epoch.

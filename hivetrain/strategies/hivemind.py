@@ -51,6 +51,8 @@ class HivemindStrategy(SingleDeviceStrategy):
         on_failed_round: what to do when a round fails. ``retry``: keep the gradient and try again, also after more
             microbatches. ``skip``: give up this epoch's gradient. ``local``: update with the own gradient alone, which
             makes peers diverge until they resynchronise.
+        overlap: average one batch's gradient while the next batch is gathered. Gradients are then one update stale, and
+            nobody waits for the exchange. Peers of one run may differ in it.
         compression: encoding of exchanged gradients: ``none``, ``fp16`` or ``int8``. Equal on all peers.
         max_samples_per_peer: cap on what one peer counts for; None: a quarter of the target once there are 4 peers.
         record_ttl: seconds after which a peer that fell silent is no longer waited for.
@@ -76,6 +78,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         matchmaking_time: float = 5.0,
         averaging_timeout: float = 60.0,
         on_failed_round: str = "retry",
+        overlap: bool = False,
         compression: str = "none",
         max_samples_per_peer: int | None = None,
         record_ttl: float = 30.0,
@@ -99,7 +102,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         if not 0 < matchmaking_time < averaging_timeout:
             raise MisconfigurationException("matchmaking_time must be positive and less than averaging_timeout")
         self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
-        self.on_failed_round, self.compression = on_failed_round, compression
+        self.on_failed_round, self.overlap, self.compression = on_failed_round, overlap, compression
         self._initial_peers, self._bootstrap_timeout = initial_peers, bootstrap_timeout
         self._options = PeerOptions(
             run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode
@@ -194,6 +197,7 @@ class HivemindStrategy(SingleDeviceStrategy):
             policy=self.on_failed_round,
             matchmaking_time_s=self._options.matchmaking_time_s,
             averaging_timeout_s=self._options.averaging_timeout_s,
+            overlap=self.overlap,
             on_epoch=self._step_schedulers,
             on_report=self._log_metrics,
         )
