@@ -4,33 +4,57 @@ from collections.abc import Sequence
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim.lr_scheduler import LRScheduler
 
 
-def check_trainer(trainer: Trainer, precision: Precision) -> None:
-    """Raises MisconfigurationException for Trainer options that contradict swarm training."""
-    if trainer.accumulate_grad_batches != 1:
+def check_trainer(trainer: Trainer) -> None:
+    """Raises MisconfigurationException for Trainer options and callbacks that contradict swarm training."""
+    accumulates = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if trainer.accumulate_grad_batches != 1 or accumulates:
         raise MisconfigurationException(
             "accumulate_grad_batches must be 1: the swarm accumulates. Raise target_batch_size instead."
         )
-    if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise MisconfigurationException(
-            "precision '16-mixed' scales losses differently on each peer, so gradients cannot be averaged. "
-            "Use 'bf16-mixed' or '32-true'."
+            "StochasticWeightAveraging replaces the learning-rate schedule on this peer alone. Remove it, or use "
+            "EMAWeightAveraging, which leaves training as it is."
         )
 
 
-def check_optimization(optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[LRSchedulerConfig]) -> None:
-    """Raises MisconfigurationException unless there is one optimizer and no scheduler that needs a metric."""
+def check_optimization(
+    module: LightningModule, optimizers: Sequence[torch.optim.Optimizer], configs: Sequence[LRSchedulerConfig]
+) -> None:
+    """Raises MisconfigurationException unless there is one optimizer that Lightning steps, and schedules by count."""
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{type(module).__name__} optimizes by hand (automatic_optimization = False), but the swarm decides when "
+            "to step. Return the loss from training_step and leave the rest to the strategy."
+        )
     if len(optimizers) != 1:
         raise MisconfigurationException(
             f"HivemindStrategy averages one optimizer's gradients, got {len(optimizers)}. "
             "Put all params into one optimizer, with param groups where their options differ."
         )
-    if any(config.reduce_on_plateau for config in schedulers):
+    if isinstance(optimizers[0], torch.optim.LBFGS):
+        raise MisconfigurationException(
+            "LBFGS evaluates the loss several times a step, which a swarm cannot. Use an optimizer that steps on a "
+            "given gradient, such as AdamW."
+        )
+    if any(config.reduce_on_plateau for config in configs):
         raise MisconfigurationException(
             "ReduceLROnPlateau follows a local metric, so peers' learning rates would differ. "
             "Use a scheduler that depends on the step count only."
         )
+    for config in configs:
+        if config.frequency != 1:
+            raise MisconfigurationException(
+                f"a scheduler's frequency must be 1, got {config.frequency}: it steps once per swarm epoch. "
+                "Stretch the schedule itself instead."
+            )
+        if not isinstance(config.scheduler, LRScheduler):
+            raise MisconfigurationException(
+                f"{type(config.scheduler).__name__} is no torch.optim.lr_scheduler.LRScheduler. Wrap it in LambdaLR."
+            )

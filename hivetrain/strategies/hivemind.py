@@ -14,6 +14,7 @@ from hivemind.dht.crypto import RSASignatureValidator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -25,6 +26,8 @@ from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of
 from hivetrain.strategies.checks import check_optimization, check_trainer
+from hivetrain.strategies.scaling import unscale
+from hivetrain.strategies.schedules import EpochSchedules, SchedulerFn, make_schedulers
 from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         use_auto_relay: look for a relay that makes this peer reachable.
         use_ipfs: find peers through the public IPFS network.
         bootstrap_timeout: seconds to find and join the swarm.
+        scheduler_fn: makes a learning-rate scheduler for a module whose ``configure_optimizers`` makes none.
     """
 
     strategy_name = "hivemind"
@@ -91,6 +95,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         use_auto_relay: bool = False,
         use_ipfs: bool = False,
         bootstrap_timeout: float = 60.0,
+        scheduler_fn: SchedulerFn | None = None,
     ) -> None:
         super().__init__()
         if target_batch_size < 1:
@@ -104,6 +109,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
         self.on_failed_round, self.overlap, self.compression = on_failed_round, overlap, compression
         self._initial_peers, self._bootstrap_timeout = initial_peers, bootstrap_timeout
+        self._scheduler_fn = scheduler_fn
         self._options = PeerOptions(
             run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode
         )
@@ -118,6 +124,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         self.parallel_devices: list[torch.device] = []  # set by the Trainer
         self._collaboration: Collaboration | None = None
         self._restored: dict[str, Any] | None = None
+        self._samples_skipped = 0
         self._dht: SwarmDHT | None = None
         self._peer: SwarmPeer | None = None
         self._maddrs: list[str] = []
@@ -154,6 +161,11 @@ class HivemindStrategy(SingleDeviceStrategy):
         return self._collaboration.samples_dropped if self._collaboration else 0
 
     @property
+    def samples_skipped(self) -> int:
+        """Samples of this fit whose gradient was not finite and so was left out."""
+        return self._samples_skipped
+
+    @property
     def peer_id(self) -> str | None:
         """This peer's libp2p identity, base58; None outside a fit."""
         return self._peer.peer_id if self._peer else None
@@ -181,15 +193,15 @@ class HivemindStrategy(SingleDeviceStrategy):
     # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer) -> None:
-        check_trainer(trainer, self.precision_plugin)
-        super().setup(trainer)
         if trainer.state.fn != TrainerFn.FITTING:
-            return
-        check_optimization(self.optimizers, self.lr_scheduler_configs)
-        for config in self.lr_scheduler_configs:
-            config.interval = "swarm_epoch"  # no loop of Lightning's steps it; this strategy does
+            return super().setup(trainer)
+        check_trainer(trainer)
+        super().setup(trainer)
         assert self.lightning_module is not None
-        self._trainer, self._batch_samples = trainer, 0
+        check_optimization(self.lightning_module, self.optimizers, self.lr_scheduler_configs)
+        self.lr_scheduler_configs = make_schedulers(self.lr_scheduler_configs, self._scheduler_fn, self.optimizers[0])
+        schedules = EpochSchedules(self.lr_scheduler_configs, self.optimizers[0], self.lightning_module)
+        self._trainer, self._batch_samples, self._samples_skipped = trainer, 0, 0
         self._collaboration = Collaboration(
             self.lightning_module,
             self.optimizers[0],
@@ -198,18 +210,19 @@ class HivemindStrategy(SingleDeviceStrategy):
             matchmaking_time_s=self._options.matchmaking_time_s,
             averaging_timeout_s=self._options.averaging_timeout_s,
             overlap=self.overlap,
-            on_epoch=self._step_schedulers,
+            on_epoch=schedules.follow,
             on_report=self._log_metrics,
         )
+        if self._restored is not None:  # now: callbacks ask for the epoch before on_train_start reaches a strategy
+            self._collaboration.load_state_dict(self._restored)
+            schedules.restored(self._collaboration.epoch)
         self._join(self._collaboration)
+        return None
 
     def on_train_start(self) -> None:
         super().on_train_start()
         assert self._collaboration is not None
         assert self._peer is not None
-        if self._restored is not None:
-            self._collaboration.load_state_dict(self._restored)
-            self._restored = None
         self._collaboration.begin(self._peer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -228,10 +241,18 @@ class HivemindStrategy(SingleDeviceStrategy):
         assert self._collaboration is not None
 
         def step() -> None:  # the precision plugin calls hooks, clips, and steps, on the averaged gradient
-            super(HivemindStrategy, self).optimizer_step(optimizer, lambda: loss, model, **kwargs)
+            # The plain step, whatever the precision: the gradients are unscaled already.
+            assert self.lightning_module is not None
+            Precision.optimizer_step(
+                self.precision_plugin, optimizer, model=self.lightning_module, closure=lambda: loss, **kwargs
+            )
 
         if loss is not None:  # None: training_step skipped the batch
-            self._collaboration.add(self._batch_samples)
+            if unscale(self.precision_plugin, optimizer):
+                self._collaboration.add(self._batch_samples)
+            else:
+                self._samples_skipped += self._batch_samples
+                logger.warning("skipped a microbatch: its gradient is not finite")
         try:
             self._collaboration.advance(step)
         except Interrupted:
@@ -258,6 +279,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         if self._dht is not None:
             self._dht.shutdown()
             self._dht = None
+        self._restored = None  # a checkpoint is for the run that it was loaded for
         super().teardown()
 
     # -- the swarm -------------------------------------------------------------------------------------------------
@@ -285,13 +307,6 @@ class HivemindStrategy(SingleDeviceStrategy):
         self._peer = peer
         peer.open(give_up=lambda: bool(self._trainer.received_sigterm))
         logger.info("peer %s joined run %r; reachable at %s", peer.peer_id, self.run_id, ", ".join(self._maddrs))
-
-    def _step_schedulers(self, epoch: int) -> None:
-        for config in self.lr_scheduler_configs:
-            scheduler = config.scheduler
-            assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
-            while scheduler.last_epoch < epoch:
-                scheduler.step()
 
     def _log_metrics(self, report: RoundReport) -> None:
         metrics = {
