@@ -115,7 +115,7 @@ class Exchange:
             work.cancel()
             if self._failure.done():
                 self._failure.result()
-            for task in tasks:
+            for task in sorted(tasks, key=lambda task: not task.done()):  # the first to fail, not the first in line
                 await task
         except ExchangeError as error:
             self.fail(error)
@@ -152,13 +152,19 @@ class Exchange:
             for part in self._parts:
                 data = await self._next(stream, member)
                 self.traffic.received += len(data)
-                values = await asyncio.to_thread(self.codec.decode, data, part.total.numel())
+                values = await asyncio.to_thread(self._decode_finite, data, part.total.numel())
                 await self._add(part, member, values)
             # The stream is read to its end: closing it under a sender that still says goodbye breaks its pipe.
             if await asyncio.wait_for(anext(stream, None), self.part_timeout_s) is not None:
                 raise ExchangeError("sent more than its parts")
         except (ValueError, TimeoutError, ExchangeError) as error:
             self.fail(ExchangeError(f"member {member}: {error}"))
+
+    def _decode_finite(self, data: bytes, numel: int) -> torch.Tensor:
+        values = self.codec.decode(data, numel)
+        if not values.isfinite().all():  # one such value would end in everybody's params, for good
+            raise ValueError("sent values that are infinite or not numbers")
+        return values
 
     async def _reduce_own(self) -> None:
         """Adds the own values to the own slice; the own result, too, is decoded from the bytes that the others get."""

@@ -1,0 +1,93 @@
+"""Rounds without a network: members that talk through in-memory streams, and ways to misbehave in them."""
+
+import asyncio
+import os
+from contextlib import aclosing
+
+import torch
+from hivemind.averaging.group_info import GroupInfo
+from hivemind.p2p import PeerID
+
+from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.exchange import Exchange, ExchangeError, Layout
+from hivetrain.averaging.group import Group, Offer
+from hivetrain.averaging.round import Round
+
+FINGERPRINT, DIGEST = b"f" * 16, b"d" * 16
+
+
+def make_peer_id():
+    return PeerID(b"\x12\x20" + os.urandom(32))
+
+
+def make_offer(samples=10, epoch=0, digest=DIGEST, fingerprint=FINGERPRINT, bandwidth=1.0):
+    return Offer(fingerprint, epoch, digest, samples, bandwidth, os.urandom(8))
+
+
+def make_group(offers):
+    return Group.from_matchmaking(
+        GroupInfo(b"id", tuple(make_peer_id() for _ in offers), tuple(offer.to_bytes() for offer in offers))
+    )
+
+
+def make_exchanges(vectors, weights, sizes, codec="none", part_timeout_s=5.0):
+    layout = Layout.split(vectors[0].numel(), sizes)
+    return [
+        Exchange(me, weights, layout, vector, make_codec(codec), part_timeout_s) for me, vector in enumerate(vectors)
+    ]
+
+
+async def run_exchanges(exchanges, behave=None):
+    """Runs all members; ``behave`` maps (sender, receiver) to a function that changes what the sender's stream says."""
+    behave = behave or {}
+
+    def opener(me):
+        async def open_stream(member, parts):
+            said = behave.get((me, member), lambda stream: stream)(parts)
+            async with aclosing(exchanges[member].serve(me, said)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        return open_stream
+
+    runs = (exchange.run(opener(me)) for me, exchange in enumerate(exchanges))
+    return await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def run_rounds(group, vectors, behave=None, ballots=None, absent=(), vote_timeout_s=1.0, timeout_s=5.0):
+    """Runs all members' rounds but those of ``absent``; ``ballots`` maps (sender, receiver) to what is said instead."""
+    ballots, weights = ballots or {}, group.weights(2**53)
+    exchanges = make_exchanges(vectors, weights, group.slices(vectors[0].numel()), part_timeout_s=vote_timeout_s)
+    rounds = [Round(group, me, exchange, vote_timeout_s) for me, exchange in enumerate(exchanges)]
+
+    def transport(me):
+        async def open_stream(member, parts):
+            if member in absent:
+                raise ExchangeError("cannot be dialled")
+            said = (behave or {}).get((me, member), lambda stream: stream)(parts)
+            async with aclosing(exchanges[member].serve(me, said)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        async def send_ballot(member, ballot):
+            said = ballots.get((me, member), ballot)
+            if said is None or member in absent:
+                raise ExchangeError("lost on the way")
+            try:
+                answer = await rounds[member].answer_ballot(me, said)
+            except TimeoutError:
+                raise ExchangeError("no answer") from None
+            answer = ballots.get((member, me), answer)
+            if answer is None:
+                raise ExchangeError("lost on the way")
+            return answer
+
+        return open_stream, send_ballot
+
+    present = [me for me in range(len(rounds)) if me not in absent]
+    return await asyncio.gather(*(rounds[me].run(*transport(me), timeout_s) for me in present))
+
+
+def digests(results):
+    assert all(isinstance(result, torch.Tensor) for result in results), results
+    return {result.numpy().tobytes() for result in results}
