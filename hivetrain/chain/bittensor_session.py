@@ -22,6 +22,11 @@ from hivetrain.chain.pallet import code_of
 
 T = TypeVar("T")
 
+# The pool's words for a transaction that lost a race with another of the same key, and was surely not taken.
+_NOT_TAKEN = {"Stale", "Future"}
+# Its words for one that may be in a block all the same, itself or an equal one sent before.
+_UNDECIDED = {"PriorityTooLow", "AlreadyImported", "Usurped", "Dropped", "Retracted", "FinalityTimeout", "Invalid"}
+
 BACKOFF_S = 0.5
 BACKOFF_MAX_S = 30.0
 POLICY_HOLD_S = 60.0
@@ -72,10 +77,13 @@ class Session:
         """Await a transaction and turn its result into a receipt or a LedgerError."""
         result = await sending
         if not result.success:
-            error = result.error
-            if error is None or error.name is None:
-                raise AnswerLost(result.message or "the transaction failed without a reason")
-            raise translated(error)
+            name = result.error and result.error.name
+            if name in _NOT_TAKEN:
+                progress.sent = False
+            if name is None or name in _NOT_TAKEN | _UNDECIDED:
+                hint = f"the pool did not say that the transaction took place: {result.message or name}"
+                raise LedgerError(Code.UNREACHABLE, hint[:300])
+            raise translated(result.error)
         block = str(result.extrinsic_id or "").partition("-")[0]
         receipt = progress.receipt
         return Receipt(receipt.outcome, int(block) if block.isdigit() else None, receipt.dropped)
@@ -198,7 +206,7 @@ def translated(error: Any) -> LedgerError:
 
 
 class AnswerLost(Exception):
-    """What came back says nothing about the fate of a call."""
+    """The connection went while a call was under way."""
 
 
 _CURRENT: ContextVar[Progress] = ContextVar("progress")

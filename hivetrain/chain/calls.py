@@ -2,7 +2,7 @@
 
 Surprising fact: a cancelled coroutine may take its time to end, so the caller waits on a clock of its own and leaves
 after the deadline plus half a second, whatever the loop is doing. Another: a forked child shares the parent's epoll
-object, and closing an inherited connection there makes the parent deaf. A child starts anew and keeps what it inherited.
+object, and closing an inherited connection there makes the parent deaf; a child starts anew and keeps the old one open.
 """
 
 import asyncio

@@ -76,12 +76,8 @@ def epoch(
     active = last_update + activity_cutoff >= block
     power = _normalise(backed * active * permits)
 
-    heard = weights * permits[:, None] * (last_update[:, None] > registered_at[None, :])
-    own = heard[owner, owner] if owner is not None else 0.0
-    np.fill_diagonal(heard, 0.0)
-    if owner is not None:
-        heard[owner, owner] = own
-    heard = _normalise_rows(heard)
+    valid = permits[:, None] & (last_update[:, None] > registered_at[None, :])
+    heard = _heard(weights * valid, owner)
 
     consensus = _majority(power, heard, kappa)
     clipped = np.minimum(heard, consensus[None, :])
@@ -104,6 +100,15 @@ def epoch(
         shares=shares,
         permits=_top(backed, max_validators),
     )
+
+
+def _heard(weights: Matrix, owner: int | None) -> Matrix:
+    """(n, n) shares, without what anyone but the owner says of itself."""
+    own = weights[owner, owner] if owner is not None else 0.0
+    np.fill_diagonal(weights, 0.0)
+    if owner is not None:
+        weights[owner, owner] = own
+    return _normalise_rows(weights)
 
 
 def _majority(power: Vector, weights: Matrix, kappa: float) -> Vector:

@@ -28,8 +28,8 @@ NAMES = {
 class Faults:
     """What goes wrong, shared by all connections of a test.
 
-    The moments are ``connect``, ``read``, ``before_submit`` and ``after_submit``; a fault is an exception or the word
-    "silence", and happens ``times`` times.
+    The moments are ``connect``, ``read``, ``before_submit`` and ``after_submit``; a fault is an exception, the word
+    "silence" or, for the last two, a result to hand out. It happens ``times`` times.
     """
 
     def __init__(self):
@@ -43,11 +43,13 @@ class Faults:
     async def meet(self, moment):
         fault = self.what.get(moment)
         if not fault or fault[1] <= 0:
-            return
+            return None
         fault[1] -= 1
         if fault[0] == "silence":
             await asyncio.Event().wait()
-        raise fault[0]
+        if isinstance(fault[0], Exception):
+            raise fault[0]
+        return fault[0]
 
 
 class FakeSubstrate:
@@ -175,13 +177,17 @@ class FakeSubstrate:
 
     async def submit(self, call, keypair, **_options):
         self.faults.submits += 1
-        await self.faults.meet("before_submit")
+        ordered = await self.faults.meet("before_submit")
+        if ordered is not None:
+            return ordered
         try:
             receipt = self.dispatch(call, keypair.ss58_address)
         except LedgerError as error:
             chain_error = bt.ChainError(error.message, NAMES[error.code])
             return bt.ExtrinsicResult(success=False, message=error.message, error=chain_error)
-        await self.faults.meet("after_submit")
+        ordered = await self.faults.meet("after_submit")
+        if ordered is not None:
+            return ordered
         return bt.ExtrinsicResult(success=True, message="Success", extrinsic_id=f"{receipt.block}-0001")
 
     def dispatch(self, call, signer):
