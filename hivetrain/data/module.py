@@ -20,7 +20,7 @@ from hivetrain.data.corpus import Corpus, EmbeddedCorpus
 from hivetrain.data.encoding import Encoder, data_digest, load_encoder
 from hivetrain.data.errors import DataError
 from hivetrain.data.packing import document_mask, document_positions
-from hivetrain.data.stream import Batch, BlockAddress, Cursor, SlotStream, UnitBlocks, to_tensor, unit_loader
+from hivetrain.data.stream import Batch, BlockAddress, Cursor, SlotStream, UnitBlocks, to_ids, unit_loader
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ class RefinedWebDataModule(pl.LightningDataModule):
                 break
         if not count:
             raise DataError(f"no held-out unit holds a full block of {self.block_size} tokens: lower block_size.")
-        return to_tensor(rows)[: self.val_blocks]
+        return to_ids(rows)[: self.val_blocks]
 
     def _collate_rows(self, rows: list[torch.Tensor]) -> Batch:
         return self._collate(torch.stack(rows))

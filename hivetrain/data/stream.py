@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hivetrain.data.assignment import DataAssignment
@@ -57,8 +55,12 @@ class Cursor:
         return asdict(self)
 
 
-class UnitBlocks(Dataset[Tokens | DataError]):
-    """All blocks of a unit: read, encoded, packed. An error is returned, not raised, to cross processes unchanged."""
+class UnitBlocks(Dataset[torch.Tensor | DataError]):
+    """All blocks of a unit, (blocks, T): read, encoded, packed.
+
+    An error is returned, not raised, to cross processes unchanged. Blocks cross as a tensor, in shared memory: an array
+    would fill the pipe, and a worker that waits at a full pipe never learns that its parent was killed.
+    """
 
     def __init__(self, corpus: Corpus, encoder: Encoder, block_size: int, cache: TokenCache | None = None) -> None:
         self.corpus = corpus
@@ -66,9 +68,10 @@ class UnitBlocks(Dataset[Tokens | DataError]):
         self.block_size = block_size
         self.cache = cache
 
-    def __getitem__(self, unit: int) -> Tokens | DataError:
+    def __getitem__(self, unit: int) -> torch.Tensor | DataError:
         try:
-            return cut_blocks(self._tokens(unit), self.block_size)
+            blocks = cut_blocks(self._tokens(unit), self.block_size)
+            return torch.from_numpy(blocks.copy())
         except DataError as error:
             return error
 
@@ -130,7 +133,7 @@ class SlotStream:
 
     def __iter__(self) -> Iterator[Batch]:
         self._ahead.clear()
-        rows: list[NDArray[Any]] = []
+        rows: list[torch.Tensor] = []
         addresses: list[BlockAddress] = []
         consumed = self.cursor.consumed
         for at, unit, blocks in self._located_units():
@@ -146,10 +149,10 @@ class SlotStream:
                     self._ahead.append((after, tuple(addresses)))
                     if self.consume_on_yield:
                         self.consume()
-                    yield self.collate(to_tensor(rows))
+                    yield self.collate(to_ids(rows))
                     rows, addresses = [], []
 
-    def _located_units(self) -> Iterator[tuple[Cursor, int, Tokens]]:
+    def _located_units(self) -> Iterator[tuple[Cursor, int, torch.Tensor]]:
         """Units with their blocks, each at the cursor of its first block to be used."""
         start = self.cursor
         barren = 0
@@ -161,7 +164,7 @@ class SlotStream:
                 raise DataError(f"no unit holds a full block of {self.units.block_size} tokens: lower block_size.")
             yield at, unit, blocks
 
-    def _unit_loader(self, start: Cursor) -> DataLoader[Tokens | DataError]:
+    def _unit_loader(self, start: Cursor) -> DataLoader[torch.Tensor | DataError]:
         return unit_loader(self.units, _Numbers(self._places, start), self.num_workers)
 
     def _places(self, start: Cursor) -> Iterator[tuple[Cursor, int]]:
@@ -188,7 +191,7 @@ class _Numbers:
         return (unit for _, unit in self.places(self.start))
 
 
-def unit_loader(units: UnitBlocks, numbers: Any, num_workers: int) -> DataLoader[Tokens | DataError]:
+def unit_loader(units: UnitBlocks, numbers: Any, num_workers: int) -> DataLoader[torch.Tensor | DataError]:
     """A DataLoader that yields whole units in the given order, whatever the number of workers."""
     return DataLoader(
         units,
@@ -202,9 +205,9 @@ def unit_loader(units: UnitBlocks, numbers: Any, num_workers: int) -> DataLoader
     )
 
 
-def to_tensor(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
+def to_ids(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Blocks as one int64 tensor (B, T)."""
-    return torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    return torch.cat([part.to(torch.int64) for part in rows])
 
 
 def _unchanged(value: Any) -> Any:
