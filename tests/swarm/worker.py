@@ -3,6 +3,8 @@
 Usage: python worker.py '{"out": "...", ...}'; see ``DEFAULTS`` for the options.
 """
 
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -14,6 +16,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
+from hivetrain.averaging.codecs import CODECS, Float32
+from hivetrain.averaging.exchange import PART_ELEMENTS, Exchange
+from hivetrain.averaging.group import Matchmaker
 from hivetrain.strategies import HivemindStrategy
 
 DEFAULTS = {
@@ -32,6 +37,8 @@ DEFAULTS = {
     "record_ttl": 10.0,
     "width": 8,
     "lr": 0.01,
+    "encode_s": None,  # a network this slow: seconds for each part sent
+    "stage": "",  # file that gets what the network is at: "matchmaking", "exchange" or "training"
     "options": {},  # further arguments of the strategy
     "trainer": {},
 }
@@ -43,10 +50,11 @@ class Regression(LightningModule):
     def __init__(self, width, lr, microbatch_s):
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
-        self.lr, self.microbatch_s = lr, microbatch_s
+        self.lr, self.microbatch_s, self.trained = lr, microbatch_s, 0
 
     def training_step(self, batch, batch_idx):
         x, y = batch
+        self.trained += len(x)
         time.sleep(self.microbatch_s)
         return torch.nn.functional.mse_loss(self.net(x), y)
 
@@ -58,6 +66,52 @@ def make_data(seed, samples=100_000):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(samples, 4, generator=generator)
     return TensorDataset(x, x.sin().sum(dim=1, keepdim=True))
+
+
+def write(path, text):
+    """Replaces a file's text so that nobody reads half of it."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def tell_stages(path):
+    """Keeps the file up to date with the stage of the round."""
+
+    def told(function, stage):
+        @functools.wraps(function)
+        async def wrapper(*args, **kwargs):
+            write(path, stage)
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                write(path, "training")
+
+        return wrapper
+
+    Matchmaker.find = told(Matchmaker.find, "matchmaking")
+    Exchange.run = told(Exchange.run, "exchange")
+
+
+class SlowFloat32(Float32):
+    """The values as they are, after a while."""
+
+    def __init__(self, encode_s):
+        self.encode_s = encode_s
+
+    def encode(self, values):
+        if values.numel() == PART_ELEMENTS:  # a whole part
+            time.sleep(self.encode_s)
+        return super().encode(values)
+
+
+def state_digest(optimizer):
+    """SHA-256 of the optimizer's state."""
+    sha = hashlib.sha256()
+    for param in (param for group in optimizer.param_groups for param in group["params"]):
+        for key, value in sorted(optimizer.state.get(param, {}).items()):
+            sha.update(key.encode() + torch.as_tensor(value).numpy().tobytes())
+    return sha.hexdigest()
 
 
 class Watch(Callback):
@@ -74,14 +128,16 @@ class Watch(Callback):
         epoch = trainer.strategy.swarm_epoch
         if self.status and epoch != self.seen:
             self.seen = epoch
-            temporary = Path(f"{self.status}.tmp")
-            temporary.write_text(json.dumps({"epoch": epoch, "digest": trainer.strategy.params_digest()}))
-            os.replace(temporary, self.status)
+            write(self.status, json.dumps({"epoch": epoch, "digest": trainer.strategy.params_digest()}))
         trainer.should_stop = epoch >= self.epochs
 
 
-def main():
-    options = DEFAULTS | json.loads(sys.argv[1])
+def main(given):
+    options = DEFAULTS | given
+    if options["stage"]:
+        tell_stages(options["stage"])
+    if options["encode_s"] is not None:
+        CODECS["none"] = SlowFloat32(options["encode_s"])
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
     torch.set_num_threads(1)
     seed_everything(options["seed"], verbose=False)
@@ -100,11 +156,19 @@ def main():
         accelerator="cpu", strategy=strategy, max_epochs=-1, callbacks=[watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options["trainer"],
     )  # fmt: skip
-    losses = []
+    losses, error = [], ""
     try:
         trainer.fit(module, DataLoader(make_data(options["data_seed"]), batch_size=options["batch"]))
+    except BaseException as caught:
+        error = f"{type(caught).__name__}: {caught}"
+        raise
     finally:
+        collaboration = strategy._collaboration
         result = {
+            "error": error,
+            "trained": module.trained,
+            "accumulated": collaboration.accumulator.samples if collaboration else 0,
+            "optimizer": state_digest(strategy.optimizers[0]) if strategy.optimizers else "",
             "epoch": strategy.swarm_epoch,
             "digest": strategy.params_digest(),
             "samples": strategy.samples_contributed,
@@ -117,4 +181,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(json.loads(sys.argv[1]))
