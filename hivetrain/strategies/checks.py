@@ -9,6 +9,33 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 
+from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.collaboration import POLICIES
+
+
+def check_arguments(
+    run_id: str,
+    on_failed_round: str,
+    compression: str,
+    matchmaking_time: float,
+    averaging_timeout: float,
+    **at_least_one: float | None,
+) -> None:
+    """Raises MisconfigurationException for arguments of the strategy that are out of range."""
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise MisconfigurationException(f"{name} must be at least 1, got {value}")
+    if not run_id or "." in run_id:
+        raise MisconfigurationException(f"run_id must be a non-empty name without dots, got {run_id!r}")
+    if on_failed_round not in POLICIES:
+        raise MisconfigurationException(f"on_failed_round must be one of {POLICIES}, got {on_failed_round!r}")
+    if not 0 < matchmaking_time < averaging_timeout:
+        raise MisconfigurationException("matchmaking_time must be positive and less than averaging_timeout")
+    try:
+        make_codec(compression)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from None
+
 
 def check_trainer(trainer: Trainer) -> None:
     """Raises MisconfigurationException for Trainer options and callbacks that contradict swarm training."""
@@ -28,15 +55,15 @@ def check_optimization(
     module: LightningModule, optimizers: Sequence[torch.optim.Optimizer], configs: Sequence[LRSchedulerConfig]
 ) -> None:
     """Raises MisconfigurationException unless there is one optimizer that Lightning steps, and schedules by count."""
-    if not module.automatic_optimization:
-        raise MisconfigurationException(
-            f"{type(module).__name__} optimizes by hand (automatic_optimization = False), but the swarm decides when "
-            "to step. Return the loss from training_step and leave the rest to the strategy."
-        )
     if len(optimizers) != 1:
         raise MisconfigurationException(
             f"HivemindStrategy averages one optimizer's gradients, got {len(optimizers)}. "
             "Put all params into one optimizer, with param groups where their options differ."
+        )
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"{type(module).__name__} optimizes by hand (automatic_optimization = False), but the swarm decides when "
+            "to step. Return the loss from training_step and leave the rest to the strategy."
         )
     if isinstance(optimizers[0], torch.optim.LBFGS):
         raise MisconfigurationException(

@@ -19,13 +19,13 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
-from hivetrain.averaging.collaboration import POLICIES, Collaboration
+from hivetrain.averaging.collaboration import Collaboration
 from hivetrain.averaging.loop import Interrupted
 from hivetrain.averaging.peer import PeerOptions, SwarmPeer
 from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of
-from hivetrain.strategies.checks import check_optimization, check_trainer
+from hivetrain.strategies.checks import check_arguments, check_optimization, check_trainer
 from hivetrain.strategies.scaling import unscale
 from hivetrain.strategies.schedules import EpochSchedules, SchedulerFn, make_schedulers
 from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
@@ -98,14 +98,11 @@ class HivemindStrategy(SingleDeviceStrategy):
         scheduler_fn: SchedulerFn | None = None,
     ) -> None:
         super().__init__()
-        if target_batch_size < 1:
-            raise MisconfigurationException(f"target_batch_size must be at least 1, got {target_batch_size}")
-        if on_failed_round not in POLICIES:
-            raise MisconfigurationException(f"on_failed_round must be one of {POLICIES}, got {on_failed_round!r}")
-        if not run_id or "." in run_id:
-            raise MisconfigurationException(f"run_id must be a non-empty name without dots, got {run_id!r}")
-        if not 0 < matchmaking_time < averaging_timeout:
-            raise MisconfigurationException("matchmaking_time must be positive and less than averaging_timeout")
+        check_arguments(
+            run_id, on_failed_round, compression, matchmaking_time, averaging_timeout,
+            target_batch_size=target_batch_size, batch_size=batch_size, max_samples_per_peer=max_samples_per_peer,
+            record_ttl=record_ttl, bootstrap_timeout=bootstrap_timeout,
+        )  # fmt: skip
         self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
         self.on_failed_round, self.overlap, self.compression = on_failed_round, overlap, compression
         self._initial_peers, self._bootstrap_timeout = initial_peers, bootstrap_timeout
