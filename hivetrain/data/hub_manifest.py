@@ -144,13 +144,17 @@ def default_download_dir() -> Path:
 
 def _list_files(repository: str, revision: str, config: str | None, split: str) -> list[tuple[str, RemoteFile]]:
     from huggingface_hub import HfApi, RepoFile, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
 
     paths = _resolve(repository, revision, config, split)
     listed = []
     api = HfApi()
     for start in range(0, len(paths), PATHS_PER_REQUEST):
         part = paths[start : start + PATHS_PER_REQUEST]
-        found = api.get_paths_info(repository, part, revision=revision, repo_type="dataset")
+        try:
+            found = api.get_paths_info(repository, part, revision=revision, repo_type="dataset")
+        except HfHubHTTPError as error:
+            raise ManifestError(f"{repository} at {revision}: {str(error).splitlines()[0]}") from error
         facts = {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
         for path in part:
             if path not in facts:
@@ -172,7 +176,7 @@ def _resolve(repository: str, revision: str, config: str | None, split: str) -> 
         raise ManifestError(f"{repository} at {revision}: {reason}") from error
     data_files = builder.config.data_files or {}
     if split not in data_files:
-        raise ManifestError(f"{repository} has no split {split!r}, but {', '.join(data_files) or 'no files'}")
+        raise ManifestError(f"{repository} has no split {split!r}, but {', '.join(map(str, data_files)) or 'no files'}")
     prefix = f"hf://datasets/{repository}@{revision}/"
     foreign = [name for name in data_files[split] if not name.startswith(prefix)]
     if foreign:
@@ -197,7 +201,8 @@ def _measure(
                 return ManifestFile(path, remote.size_bytes, remote.sha256, parquet_rows(parquet.metadata))
         local = fetch_file(downloader, remote, path, download_dir, path)
         count = sum(1 for _ in stream_rows(local))
-    except pa.ArrowException as error:
-        raise ManifestError(f"{remote.url}: not a readable parquet file ({error})") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ManifestError(f"{remote.url}: not a readable file ({reason})") from error
     rows = [rows_per_unit] * (count // rows_per_unit) + [count % rows_per_unit]
     return ManifestFile(path, remote.size_bytes, file_sha256(local), tuple(n for n in rows if n))

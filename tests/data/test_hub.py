@@ -1,4 +1,5 @@
 import datetime
+import json
 import logging
 import os
 import subprocess
@@ -6,14 +7,15 @@ import sys
 import time
 from email.utils import format_datetime
 
-import huggingface_hub
 import pytest
 from hub_server import COMMIT, REPOSITORY, serving
+from huggingface_hub import constants
 
 from hivetrain.data import CorpusManifest, FolderCorpus, HubCorpus
 from hivetrain.data.download import Downloader, Retry
 from hivetrain.data.errors import HubError, ManifestError
 from hivetrain.data.folder import manifest_of_folder
+from hivetrain.data.hub_manifest import Pacer
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def hub(tmp_path, documents, write_parquet, monkeypatch):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
     with serving(files) as server:
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         files = manifest_of_folder(folder).files
         CorpusManifest(REPOSITORY, COMMIT, files).save(tmp_path / "manifest.json")
         server.folder = folder
@@ -149,9 +151,13 @@ def test_a_manifest_of_another_revision_is_refused(hub):
 
 
 def run_manifest(hub, tmp_path, *arguments):
-    """The real command in a process of its own, for the hub's libraries read their address once."""
+    return run(hub, tmp_path, "-m", "hivetrain.cli", "manifest", REPOSITORY, *arguments)
+
+
+def run(hub, tmp_path, *arguments):
+    """In a process of its own, for the hub's libraries read their address once."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "hivetrain.cli", "manifest", REPOSITORY, *arguments]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
 
@@ -163,3 +169,68 @@ def test_the_command_builds_the_manifest_of_a_data_set_on_the_hub(hub, tmp_path)
     assert "8 units" in done.stdout
     assert "2 of 2 files" in done.stderr
     assert not (tmp_path / "m.json.journal").exists()
+
+
+def test_a_data_set_without_parquet_is_streamed_in_units_of_fixed_rows_from_a_verified_copy(hub, tmp_path, documents):
+    hub.files.clear()
+    hub.files["web.jsonl"] = "".join(json.dumps({"content": text}) + "\n" for text in documents[:45]).encode()
+    done = run_manifest(hub, tmp_path, "--revision", COMMIT, "--out", "m.json", "--rows-per-unit", "20")
+    assert done.returncode == 0, done.stderr
+    ours = HubCorpus(REPOSITORY, COMMIT, tmp_path / "m.json", download_dir=tmp_path / "downloads")
+    assert ours.manifest.files[0].rows == (20, 20, 5)
+    assert ours.read_unit(1) == documents[20:40]
+    before = len(hub.data_requests())
+    assert ours.read_unit(2) == documents[40:45]
+    assert len(hub.data_requests()) == before
+    (copy,) = (tmp_path / "downloads").iterdir()
+    copy.unlink()
+    hub.forever = 503
+    ours.downloader = Downloader(Retry(deadline_s=0.5, first_wait_s=0.05))
+    with pytest.raises(HubError, match=r"unit 0 .*web\.jsonl, row group 0\): gave up"):
+        ours.read_unit(0)
+
+
+def test_the_command_resumes_after_the_hub_failed(hub, tmp_path):
+    broken = hub.files["data/train-1.parquet"]
+    hub.files["data/train-1.parquet"] = b"PAR1" + b"\x00" * 100 + b"PAR1"
+    arguments = ["--revision", COMMIT, "--out", "m.json", "--requests-per-minute", "6000"]
+    done = run_manifest(hub, tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "train-1.parquet: not a readable file" in done.stderr
+    assert "Traceback" not in done.stderr
+    hub.files["data/train-1.parquet"] = broken
+    hub.requests.clear()
+    done = run_manifest(hub, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert {path.rpartition("/")[2] for path in hub.data_requests()} == {"train-1.parquet"}
+    assert CorpusManifest.load(tmp_path / "m.json") == CorpusManifest.load(hub.manifest_path)
+
+
+def test_what_cannot_be_resolved_is_one_clear_line(hub, tmp_path):
+    cases = {
+        "no split 'test', but train": [REPOSITORY, "--revision", COMMIT, "--split", "test"],
+        "no column 'body'": [REPOSITORY, "--revision", COMMIT, "--content-key", "body"],
+        f"{REPOSITORY} at {'f' * 40}: ": [REPOSITORY, "--revision", "f" * 40],
+        "'main' of someone/web is not pinned": [REPOSITORY, "--revision", "main"],
+    }
+    calls = f"from hivetrain.cli import main\nfor case in {list(cases.values())}: print(main(['manifest', *case]))"
+    done = run(hub, tmp_path, "-c", calls)
+    assert done.stdout.split() == ["2"] * len(cases), done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("hivetrain: error: ")]
+    assert len(lines) == len(cases)
+    assert all(message in line for message, line in zip(cases, lines, strict=True))
+    assert "Traceback" not in done.stderr
+
+
+def test_requests_are_paced():
+    now, waits = [0.0], []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    pace = Pacer(120, sleep=sleep, clock=lambda: now[0])
+    for _ in range(241):
+        pace()
+    assert now[0] == pytest.approx(120)
+    assert max(waits) <= 0.5 + 1e-9
