@@ -24,6 +24,7 @@ class GradientAccumulator:
         self._sum = torch.zeros(sum(sizes), dtype=torch.float32, device=self._params[0].device)
         self._views = [view.view_as(param) for view, param in zip(self._sum.split(sizes), self._params, strict=True)]
         self.numel = self._sum.numel()
+        self.shapes = [param.shape for param in self._params]
         self.samples = 0
 
     @torch.no_grad()

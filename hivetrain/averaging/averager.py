@@ -19,10 +19,12 @@ from hivemind.p2p import P2P, P2PContext, P2PDaemonError, P2PHandlerError, PeerI
 from hivemind.proto import averaging_pb2, runtime_pb2
 
 from hivetrain.averaging.codecs import Codec
-from hivetrain.averaging.exchange import Exchange, ExchangeError, Layout
+from hivetrain.averaging.compression import Stages
+from hivetrain.averaging.exchange import ExchangeError, Layout
 from hivetrain.averaging.group import Group, Matchmaker, Offer
 from hivetrain.averaging.report import Outcome, RoundReport
-from hivetrain.averaging.round import Round
+from hivetrain.averaging.round import Round, Verdict
+from hivetrain.averaging.staged import StagedExchange
 from hivetrain.averaging.state import Snapshot, StateError, receive
 
 logger = logging.getLogger(__name__)
@@ -77,19 +79,19 @@ class Averager(ServicerBase):
             await self.remove_p2p_handlers(self._p2p, namespace=self._prefix)
 
     async def average(
-        self, offer: Offer, vector: torch.Tensor, expected_peers: int, target: int, quorum: int, timeout_s: float
+        self, offer: Offer, stages: Stages, expected_peers: int, target: int, quorum: int, timeout_s: float
     ) -> tuple[RoundReport, torch.Tensor | None]:
-        """Tries to average ``vector`` (n,) fp32 on CPU with a quorum of peers.
+        """Tries to average with a quorum of peers.
 
         Args:
             offer: what this peer brings.
-            vector: its part of the average.
+            stages: a compressor at work on its gradient.
             expected_peers: live peers of the run, for the report.
             target: the group is complete when it has this many members.
             quorum: a smaller group is no success.
             timeout_s: limit for the whole attempt.
 
-        Returns the report and, if and only if its outcome is ``AVERAGED``, the average: the same bytes on all members.
+        Returns the report and, if and only if its outcome is ``AVERAGED``, the averaged gradient, shape (n,).
         """
         start = time.monotonic()
         report = RoundReport(offer.epoch, Outcome.NO_GROUP, 1, expected_peers, local_samples=offer.samples)
@@ -105,11 +107,9 @@ class Averager(ServicerBase):
         if size < quorum:
             why = "; ".join(f"{str(peer)[-8:]}: {reason}" for peer, reason in group.left_out.items())
             return replace(report, outcome=Outcome.BELOW_QUORUM, reason=f"{size} of {quorum} needed. {why}"), None
-        slices = group.slices(vector.numel())
-        if not any(slices):
+        if not any(member.bandwidth for member in group.offers):
             return replace(report, outcome=Outcome.BELOW_QUORUM, reason="no member can be dialled"), None
-        remaining_s = max(1.0, timeout_s - report.matchmaking_s)
-        verdict = await self._run_round(group, Layout.split(vector.numel(), slices), vector, remaining_s)
+        verdict = await self._run_round(group, stages, max(1.0, timeout_s - report.matchmaking_s))
         committed = verdict.outcome is Outcome.AVERAGED
         report = replace(
             report,
@@ -123,17 +123,21 @@ class Averager(ServicerBase):
         )
         return report, verdict.average
 
-    async def _run_round(self, group: Group, layout: Layout, vector: torch.Tensor, timeout_s: float):  # type: ignore[no-untyped-def]
+    async def _run_round(self, group: Group, stages: Stages, timeout_s: float) -> Verdict:
         me = group.peer_ids.index(self._p2p.peer_id)
         weights = group.weights(self._max_samples(len(group.peer_ids)))
-        exchange = Exchange(me, weights, layout, vector, self._codec, self._part_timeout_s)
+
+        def layout(numel: int) -> Layout:
+            return Layout.split(numel, group.slices(numel))
+
+        exchange = StagedExchange(me, weights, layout, stages, self._codec, self._part_timeout_s)
         round_ = Round(group, me, exchange, self._part_timeout_s)
         async with self._new_round:
             self._rounds[group.name] = round_
             self._new_round.notify_all()
 
-        def open_stream(member: int, parts: AsyncIteratorABC[bytes]) -> AsyncGenerator[bytes, None]:
-            return self._open_stream(group.name, group.peer_ids[member], parts)
+        def open_stream(stage: int, member: int, parts: AsyncIteratorABC[bytes]) -> AsyncGenerator[bytes, None]:
+            return self._open_stream(group.name + bytes([stage]), group.peer_ids[member], parts)
 
         async def send_ballot(member: int, ballot: bytes) -> bytes:
             return await self._send_ballot(group.name, group.peer_ids[member], ballot)
@@ -186,10 +190,12 @@ class Averager(ServicerBase):
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         """A groupmate sends its parts of our slice and receives the averages."""
         first = await asyncio.wait_for(anext(aiter(stream)), self._part_timeout_s)
-        round_ = await self._round_of(first.group_id)
-        if round_ is None or context.remote_id not in round_.group.peer_ids:
+        name, stage = first.group_id[:-1], first.group_id[-1:]
+        round_ = await self._round_of(name)
+        if round_ is None or not stage or context.remote_id not in round_.group.peer_ids:
             yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
             return
+        member = round_.group.peer_ids.index(context.remote_id)
 
         async def parts() -> AsyncIteratorABC[bytes]:
             yield first.tensor_part.buffer
@@ -197,7 +203,7 @@ class Averager(ServicerBase):
                 yield message.tensor_part.buffer
 
         try:
-            async for average in round_.exchange.serve(round_.group.peer_ids.index(context.remote_id), parts()):
+            async for average in round_.exchange.serve(stage[0], member, parts()):
                 yield averaging_pb2.AveragingData(
                     code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=average)
                 )
@@ -243,10 +249,10 @@ class Averager(ServicerBase):
         return self._rounds.get(group_id)
 
     async def _open_stream(
-        self, group_id: bytes, peer_id: PeerID, parts: AsyncIteratorABC[bytes]
+        self, group_and_stage: bytes, peer_id: PeerID, parts: AsyncIteratorABC[bytes]
     ) -> AsyncGenerator[bytes, None]:
         async def messages() -> AsyncIteratorABC[averaging_pb2.AveragingData]:
-            name = group_id
+            name = group_and_stage
             async for part in parts:
                 yield averaging_pb2.AveragingData(
                     code=averaging_pb2.PART_FOR_AVERAGING, group_id=name, tensor_part=runtime_pb2.Tensor(buffer=part)

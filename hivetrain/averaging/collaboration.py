@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hivetrain.averaging.accumulator import GradientAccumulator
+from hivetrain.averaging.compression import make_compressor
 from hivetrain.averaging.peer import Attempt, SwarmPeer
 from hivetrain.averaging.progress import SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
@@ -37,6 +38,7 @@ class Collaboration:
         matchmaking_time_s: how long a round waits for peers that have not come yet.
         averaging_timeout_s: longest time that one call of :meth:`advance` tries to average.
         overlap: average one batch's gradient while the next batch is gathered on the params before that update.
+        compression: name of the compressor; see ``compression.make_compressor``.
         on_epoch: called with the new epoch after each change of it.
         on_report: called with each report.
     """
@@ -51,6 +53,7 @@ class Collaboration:
         matchmaking_time_s: float,
         averaging_timeout_s: float,
         overlap: bool,
+        compression: str,
         on_epoch: Callable[[int], None],
         on_report: Callable[[RoundReport], None],
     ) -> None:
@@ -61,6 +64,7 @@ class Collaboration:
         self._pending: Attempt | None = None
         self._on_epoch, self._on_report = on_epoch, on_report
         self.accumulator = GradientAccumulator(p for group in optimizer.param_groups for p in group["params"])
+        self.compressor = make_compressor(compression, self.accumulator.shapes)
         self.epoch = 0
         self.rounds: list[RoundReport] = []
         self.samples_contributed = 0
@@ -134,7 +138,7 @@ class Collaboration:
             "samples_contributed": self.samples_contributed,
             "samples_dropped": self.samples_dropped,
             "accumulator": self.accumulator.state_dict(),
-            "pending": None if self._pending is None else (self._pending.vector, self._pending.blank.local_samples),
+            "pending": None if self._pending is None else (self._pending.gradient, self._pending.blank.local_samples),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,6 +168,7 @@ class Collaboration:
         with self._lock:
             load_snapshot(snapshot, self._module, self._optimizer)
             self._set_epoch(snapshot.epoch, snapshot.digest)
+        self.compressor.reset()
         dropped = self.accumulator.samples
         self._drop()
         logger.warning("resynchronised (%s): now at swarm epoch %d, %d samples dropped", why, self.epoch, dropped)
@@ -215,7 +220,9 @@ class Collaboration:
         view = self.peer.refresh()
         if len(view.peers) == 1:
             return self._alone(samples), gradient
-        attempt = self.peer.start_average(gradient, samples, view, max(timeout_s, self._matchmaking_time_s))
+        attempt = self.peer.start_average(
+            self.compressor, gradient, samples, view, max(timeout_s, self._matchmaking_time_s)
+        )
         return self.peer.finish_average(attempt, lambda: self._is_out_of_step(self.peer.view()))
 
     def _alone(self, samples: int) -> RoundReport:
@@ -230,7 +237,7 @@ class Collaboration:
             self._record(report)
             return self._apply(gradient, report, step)
         self.peer.announce(self.epoch, samples, self._speed, self._digest, waiting=True)
-        self._pending = self.peer.start_average(gradient, samples, view, self._averaging_timeout_s)
+        self._pending = self.peer.start_average(self.compressor, gradient, samples, view, self._averaging_timeout_s)
         return None
 
     def _finish_overlapped(self, attempt: Attempt, step: Callable[[], Any]) -> None:
@@ -243,14 +250,16 @@ class Collaboration:
         if self._policy == "local":
             local = RoundReport(self.epoch, Outcome.LOCAL, samples=samples, local_samples=samples, reason=_POLICY_LOCAL)
             self._record(local)
-            return self._apply(attempt.vector, local, step)
+            return self._apply(attempt.gradient, local, step)
         if self._policy == "skip":
             self.samples_dropped += samples
         else:
-            self.accumulator.add_back(attempt.vector, samples)
+            self.accumulator.add_back(attempt.gradient, samples)
         return self._announce()
 
     def _apply(self, gradient: torch.Tensor, report: RoundReport, step: Callable[[], Any]) -> None:
+        if report.outcome is Outcome.AVERAGED:
+            self.compressor.commit()
         with self._lock:
             self.accumulator.put(gradient)
             step()

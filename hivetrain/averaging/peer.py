@@ -18,7 +18,8 @@ from hivemind.dht import DHT
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
 from hivetrain.averaging.averager import Averager
-from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.codecs import Codec
+from hivetrain.averaging.compression import Compressor
 from hivetrain.averaging.group import DIGEST_BYTES, NONCE_BYTES, Offer
 from hivetrain.averaging.loop import Interrupted, NetworkLoop
 from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
@@ -61,13 +62,13 @@ class Attempt:
 
     Attributes:
         blank: what is known of its report already.
-        vector: what this peer brings, shape (n,).
+        gradient: what this peer brings, shape (n,).
         future: its result.
         deadline: monotonic time by which it has ended.
     """
 
     blank: RoundReport
-    vector: torch.Tensor
+    gradient: torch.Tensor
     future: "concurrent.futures.Future[tuple[RoundReport, torch.Tensor | None]]"
     deadline: float
 
@@ -83,16 +84,20 @@ class SwarmPeer:
     Args:
         dht: a running DHT node.
         subkey: this peer's protected subkey in the DHT.
+        settings: what all peers of the run have in common.
+        options: how this peer takes part.
+        codec: of the run's compressor.
         snapshot: returns the state to serve, or None while there is none; called from another thread.
     """
 
     def __init__(
-        self, dht: DHT, subkey: bytes, settings: RunSettings, options: PeerOptions,
+        self, dht: DHT, subkey: bytes, settings: RunSettings, options: PeerOptions, codec: Codec,
         snapshot: Callable[[], Snapshot | None],
     ) -> None:  # fmt: skip
         self._dht, self._subkey, self._settings, self._options, self._snapshot = (
             dht, subkey, settings, options, snapshot,
         )  # fmt: skip
+        self._codec = codec
         self._loop = NetworkLoop(f"hivetrain-{options.run_id}")
         self._own = Progress(str(dht.peer_id), settings.fingerprint, client_mode=options.client_mode)
         self._give_up: Callable[[], bool] = lambda: False
@@ -140,16 +145,19 @@ class SwarmPeer:
             logger.warning("peers' progress could not be read anew; going by what was known")
         return self.view()
 
-    def start_average(self, vector: torch.Tensor, samples: int, view: SwarmView, timeout_s: float) -> "Attempt":
-        """Starts to average ``vector`` (n,), fp32 on CPU, with a majority of the live peers; returns at once."""
+    def start_average(
+        self, compressor: Compressor, gradient: torch.Tensor, samples: int, view: SwarmView, timeout_s: float
+    ) -> "Attempt":
+        """Starts to average ``gradient`` (n,), fp32 on CPU, with a majority of the live peers; returns at once."""
         bandwidth = 0.0 if self._options.client_mode else self._options.bandwidth
         own = self._own
         offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, os.urandom(NONCE_BYTES))
         expected, target = len(view.peers), view.group_target(own.epoch)
-        work = self._averager.average(offer, vector, expected, target, view.quorum, timeout_s)
+        stages = compressor.stages(gradient, own.epoch)
+        work = self._averager.average(offer, stages, expected, target, view.quorum, timeout_s)
         deadline = time.monotonic() + timeout_s + 2 * self.part_timeout_s + 5
-        return Attempt(RoundReport(own.epoch, Outcome.UNKNOWN, 1, expected, local_samples=samples), vector,
-                       self._loop.spawn(work), deadline)  # fmt: skip
+        blank = RoundReport(own.epoch, Outcome.UNKNOWN, 1, expected, local_samples=samples)
+        return Attempt(blank, gradient, self._loop.spawn(work), deadline)
 
     def finish_average(
         self, attempt: "Attempt", obsolete: Callable[[], bool]
@@ -217,7 +225,7 @@ class SwarmPeer:
         self._averager = Averager(
             self._dht,
             options.run_id,
-            make_codec(settings.compression),
+            self._codec,
             matchmaking_time_s=options.matchmaking_time_s,
             part_timeout_s=self.part_timeout_s,
             client_mode=options.client_mode,

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hivetrain.averaging.exchange import Exchange, ExchangeError, OpenStream
+from hivetrain.averaging.exchange import ExchangeError
 from hivetrain.averaging.group import Group
 from hivetrain.averaging.report import Outcome
+from hivetrain.averaging.staged import OpenStageStream, StagedExchange
 from hivetrain.averaging.state import as_bytes
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,13 @@ class Verdict:
 class Round:
     """A group's exchange and vote, as one member lives it. Create it inside a running event loop."""
 
-    def __init__(self, group: Group, me: int, exchange: Exchange, vote_timeout_s: float) -> None:
+    def __init__(self, group: Group, me: int, exchange: StagedExchange, vote_timeout_s: float) -> None:
         self.group, self.me, self.exchange = group, me, exchange
         self._vote_timeout_s = vote_timeout_s
         loop = asyncio.get_running_loop()
         self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
 
-    async def run(self, open_stream: OpenStream, send_ballot: SendBallot, timeout_s: float) -> Verdict:
+    async def run(self, open_stream: OpenStageStream, send_ballot: SendBallot, timeout_s: float) -> Verdict:
         """Exchanges and votes; takes at most ``timeout_s`` plus the vote's timeout. Never raises on peers' faults."""
         start = time.monotonic()
         average, reason = None, ""
@@ -65,15 +66,15 @@ class Round:
         finally:
             if average is None:
                 self.exchange.fail(ExchangeError(reason or "given up"))
-        ballot = FAILED if average is None else await asyncio.to_thread(self._digest, average)
+        ballot = FAILED if average is None else await asyncio.to_thread(self._digest)
         self._cast(self.me, ballot)
         outcome, why = await self._vote(ballot, send_ballot)
-        traffic, numel = self.exchange.traffic, max(1, self.exchange.vector.numel())
+        traffic = self.exchange.traffic
         return Verdict(
             outcome,
             average if outcome is Outcome.AVERAGED else None,
             reason or why,
-            traffic.elements / numel,
+            traffic.elements / max(1, self.exchange.numel),
             traffic.sent,
             traffic.received,
             time.monotonic() - start,
@@ -126,9 +127,11 @@ class Round:
         except ExchangeError as error:
             logger.debug("ballot of member %d: %s", member, error)
 
-    def _digest(self, average: torch.Tensor) -> bytes:
+    def _digest(self) -> bytes:
+        """Of what was received, not of what was computed from it: that may differ in the last bit between machines."""
         sha = hashlib.sha256(self.group.name)  # binds the result to who took part with how many samples
-        sha.update(as_bytes(average))
+        for average in self.exchange.averages:
+            sha.update(as_bytes(average))
         return sha.digest()
 
     def _names(self, members: list[int]) -> str:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 
-from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.compression import make_compressor
 from hivetrain.averaging.collaboration import POLICIES
 
 
@@ -32,7 +32,7 @@ def check_arguments(
     if not 0 < matchmaking_time < averaging_timeout:
         raise MisconfigurationException("matchmaking_time must be positive and less than averaging_timeout")
     try:
-        make_codec(compression)
+        make_compressor(compression, shapes=())
     except ValueError as error:
         raise MisconfigurationException(str(error)) from None
 

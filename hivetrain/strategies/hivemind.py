@@ -56,7 +56,8 @@ class HivemindStrategy(SingleDeviceStrategy):
             makes peers diverge until they resynchronise.
         overlap: average one batch's gradient while the next batch is gathered. Gradients are then one update stale, and
             nobody waits for the exchange. Peers of one run may differ in it.
-        compression: encoding of exchanged gradients: ``none``, ``fp16`` or ``int8``. Equal on all peers.
+        compression: encoding of exchanged gradients: ``none``, ``fp16``, ``int8`` or ``powersgd(RANK)``. Equal on all
+            peers.
         max_samples_per_peer: cap on what one peer counts for; None: a quarter of the target once there are 4 peers.
         record_ttl: seconds after which a peer that fell silent is no longer waited for.
         bandwidth: relative bandwidth of this peer; decides how much it reduces for the others.
@@ -207,6 +208,7 @@ class HivemindStrategy(SingleDeviceStrategy):
             matchmaking_time_s=self._options.matchmaking_time_s,
             averaging_timeout_s=self._options.averaging_timeout_s,
             overlap=self.overlap,
+            compression=self.compression,
             on_epoch=schedules.follow,
             on_report=self._log_metrics,
         )
@@ -300,7 +302,14 @@ class HivemindStrategy(SingleDeviceStrategy):
             self.compression,
             type(self.optimizers[0]).__name__,
         )
-        peer = SwarmPeer(self._dht, validator.local_public_key, settings, self._options, collaboration.snapshot)
+        peer = SwarmPeer(
+            self._dht,
+            validator.local_public_key,
+            settings,
+            self._options,
+            collaboration.compressor.codec,
+            collaboration.snapshot,
+        )
         self._peer = peer
         peer.open(give_up=lambda: bool(self._trainer.received_sigterm))
         logger.info("peer %s joined run %r; reachable at %s", peer.peer_id, self.run_id, ", ".join(self._maddrs))
