@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 
-from hivetrain.averaging.compression import make_compressor
 from hivetrain.averaging.collaboration import POLICIES
+from hivetrain.averaging.compression import make_compressor
 
 
 def check_arguments(
