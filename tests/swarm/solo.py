@@ -30,12 +30,21 @@ def loader(count=256, batch_size=4, seed=1):
     return DataLoader(TensorDataset(*samples(count, seed)), batch_size=batch_size)
 
 
-class Module(LightningModule):
-    """Regression with AdamW. ``make_scheduler`` takes the optimizer; ``scheduler`` adds keys to Lightning's dict."""
+def adamw(params):
+    return torch.optim.AdamW(params, lr=0.01, weight_decay=0.1)
 
-    def __init__(self, lr=0.01, make_scheduler=None, scheduler=None):
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.2)
+
+
+class Module(LightningModule):
+    """Regression. ``make_scheduler`` takes the optimizer; ``scheduler`` adds keys to Lightning's dict."""
+
+    def __init__(self, make_optimizer=adamw, make_scheduler=None, scheduler=None):
         super().__init__()
-        self.net, self.lr, self.make_scheduler, self.scheduler = net(), lr, make_scheduler, scheduler or {}
+        self.net, self.scheduler = net(), scheduler or {}
+        self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.losses, self.lrs, self.updates = [], [], 0
 
     def loss(self, batch):
@@ -62,7 +71,7 @@ class Module(LightningModule):
         self.updates += 1
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.1)
+        optimizer = self.make_optimizer(self.parameters())
         if self.make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), **self.scheduler}}
@@ -86,10 +95,10 @@ def fit(module, data, epochs=None, ckpt_path=None, **arguments):
     return trainer
 
 
-def reference(batches, lr=0.01, make_scheduler=None, clip=None):
-    """Plain torch: one AdamW step for each batch (x, y). Returns the net, the losses and the learning rates."""
+def reference(batches, make_optimizer=adamw, make_scheduler=None, clip=None):
+    """Plain torch: one step for each batch (x, y). Returns the net, the losses and the learning rates."""
     model, losses, lrs = net(), [], []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+    optimizer = make_optimizer(model.parameters())
     scheduler = make_scheduler(optimizer) if make_scheduler else None
     for x, y in batches:
         optimizer.zero_grad()

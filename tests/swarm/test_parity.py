@@ -1,0 +1,194 @@
+"""Peers together train like one plain process at their joint batch.
+
+Each peer logs which samples went into which global update, so that the plain process can replay exactly those.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from solo import Module, adamw, distance, loader, make_trainer, net, reference, samples, sgd
+from solo import fit as fit_alone
+from torch.optim.lr_scheduler import LambdaLR
+
+from hivetrain.averaging.accumulator import GradientAccumulator
+from hivetrain.strategies import HivemindStrategy
+
+EPOCHS, TARGET, CLIP = 20, 24, 0.5
+POOL = 4096
+
+
+def factor(epoch):
+    return (1 + epoch) / 5 if epoch < 5 else 5 / (1 + epoch)
+
+
+def schedule(optimizer):
+    return LambdaLR(optimizer, factor)
+
+
+# One process
+
+
+def test_the_first_update_is_plain_adamws():
+    module = Module()
+    fit_alone(module, loader(), epochs=1, target=8)
+    expected, _, _ = reference([tuple(part[:8] for part in samples(256))])
+    assert distance(module.net, net()) > 0.005
+    assert distance(module.net, expected) < 1e-6
+
+
+def test_unequal_microbatches_give_the_sample_weighted_mean():
+    param = torch.nn.Parameter(torch.zeros(3))
+    accumulator = GradientAccumulator([param])
+    for count, mean in ((2, 1.0), (4, 3.0)):
+        param.grad = torch.full((3,), mean)
+        accumulator.add(count)
+    assert torch.equal(accumulator.mean(), torch.full((3,), (2 * 1.0 + 4 * 3.0) / 6))
+
+
+@pytest.mark.parametrize("make_optimizer", [sgd, adamw])
+def test_unequal_microbatches_train_as_whole_batches_do(make_optimizer):
+    x, y = samples(120)
+    starts = [0, 2, 6, 7, 12]  # microbatches of 2, 4, 1 and 5 samples, again and again
+    batches = [list(range(a + k, b + k)) for k in range(0, 120, 12) for a, b in zip(starts, starts[1:], strict=False)]
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_sampler=batches)
+    module = Module(make_optimizer)
+    fit_alone(module, data, epochs=10, target=12)
+    expected, _, _ = reference([(x[k : k + 12], y[k : k + 12]) for k in range(0, 120, 12)], make_optimizer)
+    assert distance(module.net, expected) < 1e-6
+
+
+@pytest.mark.parametrize("make_optimizer", [sgd, adamw])
+def test_clipping_applies_to_the_averaged_gradient(make_optimizer):
+    x, y = samples(80)
+    module = Module(make_optimizer)
+    fit_alone(module, loader(80, 2), epochs=10, target=8, gradient_clip_val=0.1)
+    batches = [(x[k : k + 8], y[k : k + 8]) for k in range(0, 80, 8)]
+    clipped, _, _ = reference(batches, make_optimizer, clip=0.1)
+    free, _, _ = reference(batches, make_optimizer)
+    assert distance(clipped, free) > 1e-3
+    assert distance(module.net, clipped) < 1e-6
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("num_peers", [2, 3])
+def test_peers_match_one_process_at_the_joint_batch_size(num_peers, bootstrap, tmp_path):
+    peers = run_peers(num_peers, bootstrap, tmp_path)
+    x, y = samples(POOL)
+    batches = []
+    for epoch in range(EPOCHS):
+        used = [peer["used"][str(epoch)] for peer in peers if str(epoch) in peer["used"]]
+        committed = {report["samples"] for peer in peers for report in peer["rounds"] if is_commit(report, epoch)}
+        ids = [i for one in used for i in one["ids"]]
+        assert committed == {len(ids)}  # what the reports say is what was averaged
+        assert len(ids) >= TARGET
+        batches.append((x[ids], y[ids]))
+    expected, losses, _ = reference(batches, adamw, schedule, CLIP)
+    joint = [loss_of([peer["used"][str(e)] for peer in peers if str(e) in peer["used"]]) for e in range(EPOCHS)]
+    assert joint == pytest.approx(losses, abs=1e-4)
+    assert distance(expected, net()) > 0.05
+    for peer in peers:
+        final = net()
+        final.load_state_dict({name: torch.tensor(value) for name, value in peer["params"].items()})
+        assert peer["epoch"] == EPOCHS
+        assert distance(final, expected) < 1e-4
+        assert peer["lrs"] == [[epoch, pytest.approx(0.01 * factor(epoch))] for epoch, _ in peer["lrs"]]
+    assert len({peer["digest"] for peer in peers}) == 1
+    full = [report for report in peers[0]["rounds"] if report["group_size"] == num_peers]
+    assert len(full) > EPOCHS / 2
+
+
+def is_commit(report, epoch):
+    return report["swarm_epoch"] == epoch and report["outcome"] in ("averaged", "alone")
+
+
+def loss_of(parts):
+    """The mean over all samples, from the microbatches' means."""
+    pairs = [pair for part in parts for pair in part["losses"]]
+    return sum(count * loss for count, loss in pairs) / sum(count for count, _ in pairs)
+
+
+def run_peers(count, bootstrap, tmp_path):
+    outs = [tmp_path / f"{index}.json" for index in range(count)]
+    context = multiprocessing.get_context("forkserver")  # its server has imported everything, see conftest.py
+    processes = [
+        context.Process(target=run_peer, args=(bootstrap, count, index, outs[index])) for index in range(count)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        for process, out in zip(processes, outs, strict=True):
+            process.join(150)
+            assert process.exitcode == 0, out.with_suffix(".log").read_text()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [json.loads(out.read_text()) for out in outs]
+
+
+# The peer
+
+
+class Slow(Module):
+    def loss(self, batch):
+        time.sleep(0.05)  # as a real model would take, so that an update is not full before others have heard of it
+        return super().loss(batch[:2])
+
+
+class Log(Callback):
+    """Keeps the microbatches since the last update until it is known what became of them."""
+
+    def __init__(self, num_peers):
+        self.num_peers, self.used, self.pending, self.epoch, self.rounds = num_peers, {}, [], 0, 0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        deadline = time.monotonic() + 90
+        while batch_idx == 0 and trainer.strategy.num_peers < self.num_peers:
+            assert time.monotonic() < deadline, "the other peers did not come"
+            time.sleep(0.05)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.pending.append((batch[2].tolist(), module.losses[-1]))
+        strategy = trainer.strategy
+        if strategy.swarm_epoch == self.epoch:
+            return
+        last = strategy.rounds[-1] if len(strategy.rounds) > self.rounds else None
+        if last is not None and last.committed and strategy.swarm_epoch == self.epoch + 1:
+            ids = [i for batch_ids, _ in self.pending for i in batch_ids]
+            assert last.local_samples == len(ids)
+            self.used[self.epoch] = {"ids": ids, "losses": [(len(b), loss) for b, loss in self.pending]}
+        self.pending, self.epoch, self.rounds = [], strategy.swarm_epoch, len(strategy.rounds)
+
+
+def run_peer(bootstrap, num_peers, index, out: Path):
+    log_file = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(log_file, 1)
+    os.dup2(log_file, 2)
+    torch.set_num_threads(1)
+    x, y = samples(POOL)
+    ids = torch.randperm(POOL, generator=torch.Generator().manual_seed(index)).repeat(4)
+    data = torch.utils.data.TensorDataset(x[ids], y[ids], ids)
+    module, log = Slow(adamw, schedule), Log(num_peers)
+    strategy = HivemindStrategy(
+        target_batch_size=TARGET, run_id=f"parity{num_peers}", initial_peers=bootstrap, matchmaking_time=3.0
+    )
+    trainer = make_trainer(EPOCHS, [log], strategy, gradient_clip_val=CLIP)
+    # Microbatches of another size on each peer.
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2 + index))
+    result = {
+        "epoch": strategy.swarm_epoch,
+        "digest": strategy.params_digest(),
+        "used": log.used,
+        "lrs": module.lrs,
+        "params": {name: value.tolist() for name, value in module.net.state_dict().items()},
+        "rounds": [vars(report) | {"outcome": str(report.outcome)} for report in strategy.rounds],
+    }
+    out.write_text(json.dumps(result))
