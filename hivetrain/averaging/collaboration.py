@@ -220,6 +220,8 @@ class Collaboration:
         view = self.peer.refresh()
         if len(view.peers) == 1:
             return self._alone(samples), gradient
+        if all(peer.client_mode for peer in view.peers):
+            logger.warning("all peers are in client mode: none can be dialled, so no group can form")
         attempt = self.peer.start_average(
             self.compressor, gradient, samples, view, max(timeout_s, self._matchmaking_time_s)
         )

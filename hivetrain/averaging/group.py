@@ -196,7 +196,6 @@ class Matchmaker:
         search = self._matchmaking
         search.group_key_manager.prefix = f"{self._prefix}_{offer.state_name}"  # others of another state never meet us
         search.target_group_size = search.potential_leaders.target_group_size = target
-        search.group_key_manager.target_group_size = target
         search.min_group_size = max(2, quorum)
         now = get_dht_time()
         step = _Search(now + self._matchmaking_time_s, now + timeout_s, offer.to_bytes())

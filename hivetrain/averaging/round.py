@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = b""
 BALLOT_BYTES = 32
+_FAILED_FOR_OTHERS = bytes(BALLOT_BYTES)
 
 # Tells a member the own ballot and returns the member's.
 SendBallot = Callable[[int, bytes], Awaitable[bytes]]
@@ -51,6 +52,7 @@ class Round:
         self.group, self.me, self.exchange = group, me, exchange
         self._vote_timeout_s = vote_timeout_s
         loop = asyncio.get_running_loop()
+        self._hidden = [member for member, offer in enumerate(group.offers) if offer.bandwidth == 0]
         self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
 
     async def run(self, open_stream: OpenStageStream, send_ballot: SendBallot, timeout_s: float) -> Verdict:
@@ -83,11 +85,22 @@ class Round:
     async def answer_ballot(self, member: int, ballot: bytes) -> bytes:
         """Takes a member's ballot and answers with the own one as soon as it is known.
 
+        Members that cannot be dialled cannot tell each other their ballots: to one of them the answer adds the others'.
+
         Raises:
             TimeoutError: the own ballot is not known in time.
         """
         self._cast(member, ballot)
-        return await asyncio.wait_for(asyncio.shield(self._ballots[self.me]), self._vote_timeout_s)
+        own = await asyncio.wait_for(asyncio.shield(self._ballots[self.me]), self._vote_timeout_s)
+        if own == FAILED or member not in self._hidden:
+            return own
+        others = [hidden for hidden in self._hidden if hidden != member]
+        if others:  # leave the answer some time to travel
+            await asyncio.wait([self._ballots[hidden] for hidden in others], timeout=self._vote_timeout_s / 2)
+        known = [hidden for hidden in others if self._ballots[hidden].done()]
+        return own + b"".join(
+            hidden.to_bytes(2) + (self._ballots[hidden].result() or _FAILED_FOR_OTHERS) for hidden in known
+        )
 
     def _cast(self, member: int, ballot: bytes) -> None:
         if len(ballot) not in (0, BALLOT_BYTES):
@@ -123,9 +136,15 @@ class Round:
 
     async def _ask(self, member: int, ballot: bytes, send_ballot: SendBallot) -> None:
         try:
-            self._cast(member, await send_ballot(member, ballot))
+            answer = await send_ballot(member, ballot)
         except ExchangeError as error:
             logger.debug("ballot of member %d: %s", member, error)
+            return
+        self._cast(member, answer[:BALLOT_BYTES])
+        for start in range(BALLOT_BYTES, len(answer), 2 + BALLOT_BYTES):
+            hidden, theirs = int.from_bytes(answer[start : start + 2]), answer[start + 2 : start + 2 + BALLOT_BYTES]
+            if hidden in self._hidden and hidden != self.me:
+                self._cast(hidden, FAILED if theirs == _FAILED_FOR_OTHERS else theirs)
 
     def _digest(self) -> bytes:
         """Of what was received, not of what was computed from it: that may differ in the last bit between machines."""
