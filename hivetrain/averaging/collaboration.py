@@ -14,6 +14,7 @@ import torch
 
 from hivetrain.averaging.accumulator import GradientAccumulator
 from hivetrain.averaging.compression import make_compressor
+from hivetrain.averaging.pace import Pace
 from hivetrain.averaging.peer import Attempt, SwarmPeer
 from hivetrain.averaging.progress import SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
@@ -22,7 +23,6 @@ from hivetrain.averaging.state import Snapshot, StateError, load_snapshot, param
 logger = logging.getLogger(__name__)
 
 POLICIES = ("retry", "skip", "local")
-_SPEED_MEMORY = 0.7  # share of the old estimate in the running mean of samples per second
 _RETRY_SYNC_S = 2.0
 _POLICY_LOCAL = "the policy after a failed round"
 
@@ -73,7 +73,7 @@ class Collaboration:
         self._digest = ""
         self._lock = threading.Lock()
         self._served: Snapshot | None = None
-        self._speed, self._speed_time = 0.0, time.monotonic()
+        self._pace = Pace(target_batch_size)
         self._next_sync = 0.0
         self._ahead_since: float | None = None
 
@@ -86,7 +86,7 @@ class Collaboration:
         """Takes part from now on: fetches the swarm's state if it is not the own, then shows up among the peers."""
         self._peer = peer
         self._digest = params_digest(self._module)
-        self._speed_time = time.monotonic()
+        self._pace.start()
         peer.refresh()
         if not self._in_step():
             logger.warning("could not get the swarm's state yet; trying again after each microbatch")
@@ -101,10 +101,7 @@ class Collaboration:
     def add(self, samples: int) -> None:
         """Adds the params' gradients, a mean over ``samples`` samples, to this epoch's sum."""
         self.accumulator.add(samples)
-        now = time.monotonic()
-        speed = samples / max(1e-6, now - self._speed_time)
-        self._speed = speed if self._speed == 0 else _SPEED_MEMORY * self._speed + (1 - _SPEED_MEMORY) * speed
-        self._speed_time = now
+        self._pace.add(samples)
 
     def advance(self, step: Callable[[], Any]) -> None:
         """Makes a global update if the swarm's batch is full, or catches up if the swarm has gone on.
@@ -238,7 +235,7 @@ class Collaboration:
             report = self._alone(samples)
             self._record(report)
             return self._apply(gradient, report, step)
-        self.peer.announce(self.epoch, samples, self._speed, self._digest, waiting=True)
+        self.peer.announce(self.epoch, samples, self._pace.samples_per_s, self._digest, waiting=True)
         self._pending = self.peer.start_average(self.compressor, gradient, samples, view, self._averaging_timeout_s)
         return None
 
@@ -285,9 +282,10 @@ class Collaboration:
         self.accumulator.reset()
 
     def _announce(self, waiting: bool = False) -> None:
-        self.peer.announce(self.epoch, self.accumulator.samples, self._speed, self._digest, waiting)
+        self.peer.announce(self.epoch, self.accumulator.samples, self._pace.samples_per_s, self._digest, waiting)
 
     def _record(self, report: RoundReport) -> None:
         self.rounds.append(report)
         logger.log(logging.INFO if report.committed else logging.WARNING, "%s", report)
         self._on_report(report)
+        self._pace.end_attempt(report, waited=not self._overlap)
