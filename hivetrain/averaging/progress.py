@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RECORD_BYTES = 512
 MAX_RECORDS = 4096
+MAX_TTL_S = 3600.0
 _MIN_PERIOD_S, _MAX_PERIOD_S = 0.15, 2.0
 
 
@@ -199,6 +200,9 @@ class ProgressBoard:
             if entry.value == b"":
                 known.pop(subkey, None)  # the peer took its record back
                 continue
+            if entry.expiration_time > get_dht_time() + MAX_TTL_S:
+                logger.warning("ignored a peer's progress record: it claims to live for more than %.0f s", MAX_TTL_S)
+                continue  # a peer that is gone would be waited for all that time
             try:
                 known[subkey] = (Progress.from_bytes(entry.value), entry.expiration_time)
             except ValueError as error:

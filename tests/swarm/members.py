@@ -9,9 +9,11 @@ from hivemind.averaging.group_info import GroupInfo
 from hivemind.p2p import PeerID
 
 from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.compression import Plain
 from hivetrain.averaging.exchange import Exchange, ExchangeError, Layout
 from hivetrain.averaging.group import Group, Offer
 from hivetrain.averaging.round import Round
+from hivetrain.averaging.staged import StagedExchange
 
 FINGERPRINT, DIGEST = b"f" * 16, b"d" * 16
 
@@ -56,16 +58,24 @@ async def run_exchanges(exchanges, behave=None):
 
 async def run_rounds(group, vectors, behave=None, ballots=None, absent=(), vote_timeout_s=1.0, timeout_s=5.0):
     """Runs all members' rounds but those of ``absent``; ``ballots`` maps (sender, receiver) to what is said instead."""
-    ballots, weights = ballots or {}, group.weights(2**53)
-    exchanges = make_exchanges(vectors, weights, group.slices(vectors[0].numel()), part_timeout_s=vote_timeout_s)
+    ballots = ballots or {}
+
+    def member_exchange(me):
+        def layout(numel):
+            return Layout.split(numel, group.slices(numel))
+
+        stages = Plain(make_codec("none")).stages(vectors[me], 0)
+        return StagedExchange(me, group.weights(2**53), layout, stages, make_codec("none"), vote_timeout_s)
+
+    exchanges = [member_exchange(me) for me in range(len(vectors))]
     rounds = [Round(group, me, exchange, vote_timeout_s) for me, exchange in enumerate(exchanges)]
 
     def transport(me):
-        async def open_stream(member, parts):
+        async def open_stream(stage, member, parts):
             if member in absent:
                 raise ExchangeError("cannot be dialled")
             said = (behave or {}).get((me, member), lambda stream: stream)(parts)
-            async with aclosing(exchanges[member].serve(me, said)) as answers:
+            async with aclosing(exchanges[member].serve(stage, me, said)) as answers:
                 async for answer in answers:
                     yield answer
 

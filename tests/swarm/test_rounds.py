@@ -8,6 +8,7 @@ import msgpack
 import pytest
 import torch
 from hivemind.averaging.group_info import GroupInfo
+from hivemind.utils import ValueWithExpiration, get_dht_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from members import (
@@ -25,7 +26,7 @@ from members import (
 from hivetrain.averaging.codecs import CODECS, make_codec
 from hivetrain.averaging.exchange import PART_ELEMENTS, ExchangeError, Layout
 from hivetrain.averaging.group import MAX_OFFER_BYTES, Group, Offer
-from hivetrain.averaging.progress import MAX_RECORD_BYTES, Progress, SwarmView
+from hivetrain.averaging.progress import MAX_RECORD_BYTES, MAX_TTL_S, Progress, ProgressBoard, SwarmView
 from hivetrain.averaging.report import Outcome
 
 VICTIM = 1  # the member that misbehaves
@@ -124,7 +125,7 @@ async def _sends_not_a_number(parts):
         yield torch.full((len(part) // 4,), float("nan")).numpy().tobytes()
 
 
-@pytest.mark.parametrize("fault", [_stops, _sends_half, _sends_double, _repeats, _stalls, _sends_not_a_number])
+@pytest.mark.parametrize("fault", [_stops, _sends_half, _sends_double, _stalls, _sends_not_a_number])
 def test_a_faulty_member_makes_the_exchange_fail_for_all_and_is_named(fault):
     sizes = (3 * PART_ELEMENTS, PART_ELEMENTS, PART_ELEMENTS)
     vectors = make_vectors(3, sum(sizes))
@@ -288,6 +289,13 @@ def test_a_failed_member_makes_the_round_incomplete_for_all(fault):
     assert all(verdict.average is None for verdict in verdicts)
     assert all(verdict.reason for verdict in verdicts)
     assert verdicts[0].fraction < 1
+
+
+@pytest.mark.parametrize("fault", [_repeats, _adds_one])
+def test_a_member_that_sends_too_much_does_not_divide_the_others(fault):
+    group = make_group([make_offer() for _ in range(3)])
+    verdicts = asyncio.run(run_rounds(group, make_vectors(3, 9 * PART_ELEMENTS), behave={(VICTIM, 0): fault}))
+    assert {verdict.outcome for verdict in verdicts} in ({Outcome.INCOMPLETE}, {Outcome.AVERAGED})
 
 
 def test_an_absent_member_makes_the_round_incomplete_within_its_timeouts():
@@ -480,3 +488,30 @@ def test_an_offer_and_a_record_survive_the_wire():
     assert Offer.from_bytes(offer.to_bytes()) == offer
     progress = Progress("peer", FINGERPRINT, 3, 2**40, 1.5, DIGEST, True, True)
     assert Progress.from_bytes(progress.to_bytes()) == progress
+
+
+def board_with(entries):
+    board = ProgressBoard(None, "key", b"me", 10.0, 32, lambda peers: 2**53)
+    board._own = record("me")
+    board._merge(entries)
+    return board.view(board._own)
+
+
+def test_a_record_that_outlives_its_peer_for_hours_is_ignored():
+    now = get_dht_time()
+    seen = board_with(
+        {
+            b"a": ValueWithExpiration(record("honest").to_bytes(), now + 30),
+            b"b": ValueWithExpiration(record("ghost").to_bytes(), now + 10 * MAX_TTL_S),
+            b"c": ValueWithExpiration(record("expired").to_bytes(), now - 1),
+        }
+    )
+    assert {peer.peer_id for peer in seen.peers} == {"me", "honest"}
+
+
+def test_garbage_records_and_copies_of_the_own_are_ignored():
+    later = get_dht_time() + 30
+    garbage = [b"", b"x", None, 5, b"y" * 10**6, record("me", epoch=9).to_bytes(), [b"x"]]
+    entries = {bytes([i]): ValueWithExpiration(value, later) for i, value in enumerate(garbage)}
+    seen = board_with(entries | {b"z": "not even a record", b"me": ValueWithExpiration(record("x").to_bytes(), later)})
+    assert [(peer.peer_id, peer.epoch) for peer in seen.peers] == [("me", 0)]
