@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -65,12 +66,15 @@ class Attempt:
         gradient: what this peer brings, shape (n,).
         future: its result.
         deadline: monotonic time by which it has ended.
+        grouped: set once a group has been found. From then on some member may have committed before this peer knows,
+            so that the swarm's records run ahead of it: the vote decides, not they.
     """
 
     blank: RoundReport
     gradient: torch.Tensor
     future: "concurrent.futures.Future[tuple[RoundReport, torch.Tensor | None]]"
     deadline: float
+    grouped: threading.Event
 
     @property
     def is_due(self) -> bool:
@@ -154,22 +158,25 @@ class SwarmPeer:
         offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, os.urandom(NONCE_BYTES))
         expected, target = len(view.peers), view.group_target(own.epoch)
         stages = compressor.stages(gradient, own.epoch)
-        work = self._averager.average(offer, stages, expected, target, view.quorum, timeout_s)
+        grouped = threading.Event()
+        work = self._averager.average(offer, stages, expected, target, view.quorum, timeout_s, grouped.set)
         deadline = time.monotonic() + timeout_s + 2 * self.part_timeout_s + 5
         blank = RoundReport(own.epoch, Outcome.UNKNOWN, 1, expected, local_samples=samples)
-        return Attempt(blank, gradient, self._loop.spawn(work), deadline)
+        return Attempt(blank, gradient, self._loop.spawn(work), deadline, grouped)
 
     def finish_average(
         self, attempt: "Attempt", obsolete: Callable[[], bool]
     ) -> tuple[RoundReport, torch.Tensor | None]:
-        """Waits for an attempt. ``obsolete`` is asked during the wait; when it is true the attempt is given up.
+        """Waits for an attempt. ``obsolete`` is asked until there is a group; when true, the attempt is given up.
 
         Raises:
             Interrupted: the program is asked to end.
         """
         try:
             left_s = attempt.deadline - time.monotonic()
-            return self._loop.wait(attempt.future, left_s, lambda: self._give_up() or obsolete())
+            return self._loop.wait(
+                attempt.future, left_s, lambda: self._give_up() or (not attempt.grouped.is_set() and obsolete())
+            )
         except TimeoutError:
             return replace(attempt.blank, reason="the network loop did not finish the round in time"), None
         except Interrupted:
@@ -186,18 +193,26 @@ class SwarmPeer:
         """
         view, failures = self.refresh(), []
         donors = [p for p in view.peers if p.peer_id != self.peer_id and not p.client_mode and p.epoch >= view.epoch]
-        donors = [p for p in donors if p.epoch > view.epoch or p.digest == view.digest]
-        for donor in random.sample(donors, len(donors)):
+        random.shuffle(donors)
+        for donor in sorted(donors, key=lambda p: (p.epoch, p.digest) != (view.epoch, view.digest)):
             try:
                 work = self._averager.download(donor.peer_id, module, optimizer, self._options.averaging_timeout_s)
                 snapshot = self._call(work, self._options.averaging_timeout_s + 5)
             except (StateError, TimeoutError) as error:
                 failures.append(str(error))
                 continue
-            if snapshot.epoch > view.epoch or bytes.fromhex(snapshot.digest)[:DIGEST_BYTES] == view.digest:
+            if self._is_held_by_most(snapshot, view):
                 return snapshot
-            failures.append(f"{donor.peer_id[-8:]} sent the state of epoch {snapshot.epoch}, expected {view.epoch}")
+            failures.append(f"{donor.peer_id[-8:]} sent a state of epoch {snapshot.epoch} that most peers do not hold")
         raise StateError("; ".join(failures) or "no peer holds the run's state")
+
+    def _is_held_by_most(self, snapshot: Snapshot, view: SwarmView) -> bool:
+        """Whether most peers hold the snapshot, as seen before the download or, if they went on meanwhile, now."""
+        held = (snapshot.epoch, bytes.fromhex(snapshot.digest)[:DIGEST_BYTES])
+        deadline = time.monotonic() + self._options.matchmaking_time_s
+        while view.epoch < snapshot.epoch and time.monotonic() < deadline:
+            view = self.refresh()
+        return held == (view.epoch, view.digest)
 
     def close(self, timeout_s: float = 3.0) -> None:
         """Withdraws the record and stops the loop; bounded by about ``timeout_s``, never raises on network faults."""
@@ -215,7 +230,7 @@ class SwarmPeer:
         """Cap on one peer's samples in a swarm, or a group, of ``num_peers``."""
         if self._options.max_samples_per_peer is not None:
             return self._options.max_samples_per_peer
-        return self._settings.target_batch_size // 4 if num_peers >= _MIN_PEERS_FOR_CAP else _NO_CAP
+        return max(1, self._settings.target_batch_size // 4) if num_peers >= _MIN_PEERS_FOR_CAP else _NO_CAP
 
     def _call(self, work, timeout_s: float):  # type: ignore[no-untyped-def]
         return self._loop.call(work, timeout_s, self._give_up)
