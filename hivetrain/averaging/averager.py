@@ -79,7 +79,14 @@ class Averager(ServicerBase):
             await self.remove_p2p_handlers(self._p2p, namespace=self._prefix)
 
     async def average(
-        self, offer: Offer, stages: Stages, expected_peers: int, target: int, quorum: int, timeout_s: float
+        self,
+        offer: Offer,
+        stages: Stages,
+        expected_peers: int,
+        target: int,
+        quorum: int,
+        timeout_s: float,
+        on_group: Callable[[], None],
     ) -> tuple[RoundReport, torch.Tensor | None]:
         """Tries to average with a quorum of peers.
 
@@ -90,6 +97,7 @@ class Averager(ServicerBase):
             target: the group is complete when it has this many members.
             quorum: a smaller group is no success.
             timeout_s: limit for the whole attempt.
+            on_group: called when a group has been found.
 
         Returns the report and, if and only if its outcome is ``AVERAGED``, the averaged gradient, shape (n,).
         """
@@ -109,6 +117,7 @@ class Averager(ServicerBase):
             return replace(report, outcome=Outcome.BELOW_QUORUM, reason=f"{size} of {quorum} needed. {why}"), None
         if not any(member.bandwidth for member in group.offers):
             return replace(report, outcome=Outcome.BELOW_QUORUM, reason="no member can be dialled"), None
+        on_group()
         verdict = await self._run_round(group, stages, max(1.0, timeout_s - report.matchmaking_s))
         committed = verdict.outcome is Outcome.AVERAGED
         report = replace(

@@ -110,7 +110,8 @@ class Collaboration:
             Interrupted: the program is asked to end; params and gradient are untouched.
         """
         epoch = self.epoch
-        if not self._in_step():
+        in_round = self._pending is not None and self._pending.grouped.is_set()
+        if not in_round and not self._in_step():
             self._drop()
         if self._pending is not None and self._pending.is_due:
             self._finish_overlapped(self._pending, step)

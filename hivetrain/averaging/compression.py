@@ -86,9 +86,7 @@ class PowerSGD(Compressor):
         average = yield torch.cat([part.reshape(-1) for part in (*left, *rest)])
         sizes = [factor.numel() for factor in left] + [part.numel() for part in rest]
         averages = average.split(sizes)
-        basis = [
-            torch.linalg.qr(part.view_as(factor)).Q for part, factor in zip(averages[: len(left)], left, strict=True)
-        ]
+        basis = [_orthonormal(part.view_as(factor)) for part, factor in zip(averages[: len(left)], left, strict=True)]
         result = torch.empty_like(wanted)
         for (start, stop), part in zip(self._rest, averages[len(left) :], strict=True):
             result[start:stop] = part
@@ -98,7 +96,7 @@ class PowerSGD(Compressor):
             parts = average.split([factor.numel() for factor in right])
             own = result.clone()
             for (at, rows, columns), factor, mine, part in zip(self._matrices, basis, right, parts, strict=True):
-                result[at : at + rows * columns] = (factor @ part.view_as(mine).T).reshape(-1)
+                result[at : at + rows * columns] = _outer_sum(factor, part.view_as(mine)).reshape(-1)
                 own[at : at + rows * columns] = (factor @ mine.T).reshape(-1)
             for start, stop in self._rest:
                 own[start:stop] = wanted[start:stop]  # travelled in full: nothing is owed
@@ -143,6 +141,19 @@ def run_alone(stages: Stages) -> torch.Tensor:
         except StopIteration as end:
             result: torch.Tensor = end.value
             return result
+
+
+def _orthonormal(average: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis of the columns; in fp64 and rounded once, so that machines agree on the bits."""
+    return torch.linalg.qr(average.double()).Q.float()
+
+
+def _outer_sum(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left @ right.T`` column by column: unlike a matrix product's, its rounding is the same on all machines."""
+    total = left[:, :1] * right[:, 0]
+    for column in range(1, left.shape[1]):
+        total += left[:, column : column + 1] * right[:, column]
+    return total
 
 
 def _prove_low_rank(rank: int) -> None:

@@ -26,6 +26,7 @@ from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of
 from hivetrain.strategies.checks import check_arguments, check_optimization, check_trainer
+from hivetrain.strategies.clipping import use_reproducible_norm
 from hivetrain.strategies.scaling import unscale
 from hivetrain.strategies.schedules import EpochSchedules, SchedulerFn, make_schedulers
 from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
@@ -199,6 +200,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         check_optimization(self.lightning_module, self.optimizers, self.lr_scheduler_configs)
         self.lr_scheduler_configs = make_schedulers(self.lr_scheduler_configs, self._scheduler_fn, self.optimizers[0])
         schedules = EpochSchedules(self.lr_scheduler_configs, self.optimizers[0], self.lightning_module)
+        use_reproducible_norm(self.precision_plugin)
         self._trainer, self._batch_samples, self._samples_skipped = trainer, 0, 0
         self._collaboration = Collaboration(
             self.lightning_module,
