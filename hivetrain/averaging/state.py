@@ -5,6 +5,7 @@ params' history. A download is checked against the shapes of the own model befor
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,16 +91,18 @@ def load_snapshot(snapshot: Snapshot, module: torch.nn.Module, optimizer: torch.
             param.copy_(snapshot.tensors[f"param/{name}"])
         for name, buffer in module.named_buffers():
             buffer.copy_(snapshot.tensors[f"buffer/{name}"])
-    params = _params_of(optimizer)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in snapshot.tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "optimizer":
             index, _, key = rest.partition("/")
             state.setdefault(int(index), {})[key] = tensor
-    for number, param in enumerate(params):
-        own = state.get(number, {})
-        optimizer.state[param] = {key: value.to(param.device) if value.dim() else value for key, value in own.items()}
+    numbers = itertools.count()
+    for group in optimizer.param_groups:
+        on_device = group.get("fused") or group.get("capturable")  # torch keeps step counters on CPU otherwise
+        for param in group["params"]:
+            own = state.get(next(numbers), {})
+            optimizer.state[param] = {k: v.to(param.device) if v.dim() or on_device else v for k, v in own.items()}
 
 
 async def receive(
