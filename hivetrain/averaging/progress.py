@@ -144,6 +144,8 @@ class ProgressBoard:
         self._target, self._max_samples = target, max_samples
         self._own: Progress | None = None
         self._others: dict[Any, tuple[Progress, float]] = {}
+        self._as_of = 0.0  # DHT time at which the last reading began
+        self._stores: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.fetched_at = 0.0
 
@@ -154,8 +156,7 @@ class ProgressBoard:
 
     def view(self, own: Progress) -> SwarmView:
         """The swarm with ``own`` as this peer's latest record. Callable from any thread."""
-        now = get_dht_time()
-        others = tuple(record for record, expires in self._others.values() if expires > now)
+        others = tuple(record for record, expires in self._others.values() if expires > self._as_of)
         records = (own, *others)
         return SwarmView.of(records, own.fingerprint, self._max_samples(len(records)))
 
@@ -165,7 +166,12 @@ class ProgressBoard:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._ttl / 3)
             self._changed.clear()
-            await self._store(b"" if self._own is None else self._own.to_bytes())
+            store = asyncio.create_task(self._store(b"" if self._own is None else self._own.to_bytes()))
+            self._stores.add(store)
+            store.add_done_callback(self._stores.discard)
+            # A store waits seconds for every peer that fell silent. The next one does not wait for it that long: the
+            # record would expire, and this peer seem gone because another one is.
+            await asyncio.wait({store}, timeout=self._ttl / 6)
             await asyncio.sleep(_MIN_PERIOD_S)
 
     async def fetch_forever(self) -> None:
@@ -175,12 +181,15 @@ class ProgressBoard:
             await asyncio.sleep(self._period())
 
     async def fetch(self) -> None:
-        """Reads all records once."""
+        """Reads all records once. Who was alive when the reading began is alive, however long it took."""
+        began = get_dht_time()
         try:
             found = await asyncio.wait_for(self._dht.get(self._key, latest=True, return_future=True), self._ttl)
         except TimeoutError:
             logger.warning("the DHT did not answer within %.0f s; peers' progress is out of date", self._ttl)
+            self._as_of = get_dht_time()
             return
+        self._as_of = began
         value = found.value if isinstance(found, ValueWithExpiration) else None
         if isinstance(value, dict):
             self._merge(value)
@@ -193,7 +202,7 @@ class ProgressBoard:
 
     def _merge(self, entries: dict[Any, Any]) -> None:
         """Takes over what was read; what an incomplete answer of the DHT lacks stays until it expires."""
-        known = {k: v for k, v in self._others.items() if v[1] > get_dht_time()}
+        known = {k: v for k, v in self._others.items() if v[1] > self._as_of}
         for subkey, entry in list(entries.items())[:MAX_RECORDS]:
             if subkey == self._subkey or not isinstance(entry, ValueWithExpiration):
                 continue

@@ -492,7 +492,7 @@ def test_an_offer_and_a_record_survive_the_wire():
 
 def board_with(entries):
     board = ProgressBoard(None, "key", b"me", 10.0, 32, lambda peers: 2**53)
-    board._own = record("me")
+    board._own, board._as_of = record("me"), get_dht_time()
     board._merge(entries)
     return board.view(board._own)
 
