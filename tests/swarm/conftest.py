@@ -107,7 +107,14 @@ class Swarm:
 
     def __init__(self, directory, run_id, initial_peers):
         self.directory, self.peers = directory, []
-        self.common = {"run_id": run_id, "initial_peers": initial_peers}
+        self._finish, self._release = directory / "finish", directory / "release"
+        self.common = {
+            "run_id": run_id,
+            "initial_peers": initial_peers,
+            "epochs": 10**6,
+            "finish": str(self._finish),
+            "release": str(self._release),
+        }
 
     def start(self, name, fresh=False, **options):
         number = len(self.peers)
@@ -116,11 +123,23 @@ class Swarm:
         self.peers.append(peer)
         return peer
 
+    def start_together(self, number, **options):
+        """Starts peers that do not train before they see each other."""
+        return [self.start("peer", peers=number, **options) for _ in range(number)]
+
     def wait_for(self, condition, timeout_s=60, what="condition"):
         return wait_until(condition, timeout_s, what, self.peers)
 
     def wait_for_epoch(self, epoch, *peers, timeout_s=90):
         self.wait_for(lambda: all(p.epoch >= epoch for p in peers or self.peers), timeout_s, f"epoch {epoch}")
+
+    def finish(self, *peers, epochs=2):
+        """Lets peers make some more epochs, all to the same one, and returns their results."""
+        last = max(peer.epoch for peer in peers) + epochs
+        worker.write(self._finish, str(last))
+        self.wait_for_epoch(last, *peers)
+        self._release.touch()
+        return [peer.wait() for peer in peers]
 
     def close(self):
         for peer in self.peers:

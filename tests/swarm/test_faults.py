@@ -1,10 +1,17 @@
 """What becomes of a swarm whose peers are killed, stopped, late, slow or gone."""
 
+import signal
+import time
+
 import pytest
-from conftest import assert_one_state, assert_truthful, wait_until
+from conftest import Swarm, assert_one_state, assert_truthful, committed, wait_until
+
+from hivetrain.swarm import start_dht, visible_maddrs
 
 TIMEOUT_S = 12.0
-WIDE = {"width": 90_000, "encode_s": 0.25, "timeout": TIMEOUT_S, "record_ttl": 6.0, "matchmaking": 2.0}
+SMALL = {"timeout": TIMEOUT_S, "record_ttl": 10.0, "matchmaking": 2.0}
+WIDE = {**SMALL, "width": 90_000, "encode_s": 0.2}  # an exchange of a second, in several parts
+STAGES = ["matchmaking", "exchange"]
 
 
 def assert_survived(*results):
@@ -12,17 +19,120 @@ def assert_survived(*results):
     for result in results:
         assert result["error"] == ""
         assert_truthful(result)
-        assert result["stall_s"] <= 1.5 * TIMEOUT_S, result["stall_s"]
+        assert result["stall_s"] <= 1.5 * TIMEOUT_S
 
 
 @pytest.mark.parametrize("everything", [True, False], ids=["group", "main"])
-@pytest.mark.parametrize("stage", ["matchmaking", "exchange"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_survivors_of_a_killed_peer_go_on_together(swarm, stage, everything):
-    peers = [swarm.start("peer", epochs=4, **WIDE) for _ in range(3)]
-    victim, survivors = peers[0], peers[1:]
+    victim, *survivors = swarm.start_together(3, **WIDE)
     swarm.wait_for_epoch(1)
     swarm.wait_for(lambda: victim.stage == stage, 60, f"the victim's {stage}")
     victim.processes()
     victim.kill(everything)
     wait_until(lambda: not victim.processes(), 5, "no process of the victim is left")
-    assert_survived(*(peer.wait() for peer in survivors))
+    results = swarm.finish(*survivors)
+    assert_survived(*results)
+    assert committed(results[0])[-1]["group_size"] == 2
+
+
+@pytest.mark.parametrize("everything", [True, False], ids=["group", "main"])
+def test_a_stopped_peer_is_left_behind_and_catches_up(swarm, everything):
+    victim, *others = swarm.start_together(3, **WIDE)
+    swarm.wait_for_epoch(1)
+    swarm.wait_for(lambda: victim.stage == "exchange", 60, "the victim's exchange")
+    victim.send(signal.SIGSTOP, everything)
+    swarm.wait_for_epoch(victim.epoch + 3, *others)
+    victim.send(signal.SIGCONT, everything)
+    stopped, *results = swarm.finish(victim, *others, epochs=3)
+    assert_survived(*results)
+    assert_one_state(stopped, results[0])
+    assert_truthful(stopped)
+    assert stopped["error"] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("everything", [True, False], ids=["group", "main"])
+def test_a_peer_stopped_for_thirty_seconds_comes_back(swarm, everything):
+    options = {"timeout": 60.0, "record_ttl": 30.0, "matchmaking": 5.0}  # the strategy's defaults
+    victim, *others = swarm.start_together(3, **(WIDE | options))
+    swarm.wait_for_epoch(1)
+    swarm.wait_for(lambda: victim.stage == "exchange", 60, "the victim's exchange")
+    victim.send(signal.SIGSTOP, everything)
+    resume = time.monotonic() + 30
+    swarm.wait_for(lambda: time.monotonic() > resume, 60, "30 s")
+    victim.send(signal.SIGCONT, everything)
+    stopped, *results = swarm.finish(victim, *others, epochs=3)
+    assert_one_state(stopped, *results)
+    for result in (stopped, *results):
+        assert result["error"] == ""
+        assert_truthful(result)
+    assert max(result["stall_s"] for result in results) <= 1.5 * options["timeout"]
+
+
+def test_a_late_peer_gets_params_and_optimizer_state(swarm):
+    swarm.start_together(2, **SMALL)
+    swarm.wait_for_epoch(2)
+    late = swarm.start("late", seed=7, **SMALL)
+    swarm.wait_for_epoch(2, late)
+    results = swarm.finish(*swarm.peers)
+    assert_survived(*results)
+    assert late.wait()["samples"] > 0
+    assert {report["outcome"] for report in committed(late.wait())} == {"averaged"}
+
+
+def test_the_last_peer_trains_on_alone_and_says_so(swarm):
+    last, *leaving = swarm.start_together(3, **SMALL)
+    swarm.wait_for_epoch(1)
+    leaving[0].send(signal.SIGTERM)
+    leaving[1].kill()
+    leaving[0].wait()
+    gone = last.epoch
+    swarm.wait_for_epoch(gone + 3, last)
+    (result,) = swarm.finish(last)
+    assert_survived(result)
+    assert committed(result)[-1]["outcome"] == "alone"
+    assert committed(result)[-1]["group_size"] == committed(result)[-1]["expected_peers"] == 1
+
+
+def test_a_swarm_outlives_its_bootstrap_node(tmp_path):
+    dht = start_dht([])
+    swarm = Swarm(tmp_path, "bootstrap_dies", ",".join(visible_maddrs(dht)))
+    try:
+        peers = swarm.start_together(3, **SMALL)
+        swarm.wait_for_epoch(1)
+        dht.shutdown()
+        results = swarm.finish(*peers, epochs=3)
+    finally:
+        dht.shutdown()
+        swarm.close()
+    assert_survived(*results)
+    assert committed(results[0])[-1]["outcome"] == "averaged"
+
+
+def test_a_slow_peer_slows_rounds_but_breaks_none(swarm):
+    speeds = (1.0, 0.05, 0.05)  # seconds for each part sent
+    peers = [swarm.start("peer", peers=3, **(WIDE | {"encode_s": encode_s})) for encode_s in speeds]
+    swarm.wait_for_epoch(0)
+    results = swarm.finish(*peers)
+    assert_survived(*results)
+    last = committed(results[1])[-1]
+    assert last["outcome"] == "averaged"
+    assert last["exchange_s"] > 1.0
+
+
+@pytest.mark.parametrize("stage", ["training", *STAGES])
+def test_sigterm_ends_a_peer_within_ten_seconds(swarm, stage):
+    asked = swarm.start("asked", peers=2, fresh=stage == "training", **WIDE)
+    other = swarm.start("other", peers=2, **WIDE)
+    swarm.wait_for_epoch(1)
+    swarm.wait_for(lambda: asked.stage == stage, 60, stage)
+    asked.processes()
+    start = time.monotonic()
+    asked.send(signal.SIGTERM)
+    wait_until(lambda: not asked.processes(), 30, "the end of the peer", [asked])
+    assert time.monotonic() - start <= 10
+    assert_truthful(asked.wait())
+    (result,) = swarm.finish(other)
+    assert_survived(result)

@@ -37,7 +37,10 @@ DEFAULTS = {
     "record_ttl": 10.0,
     "width": 8,
     "lr": 0.01,
+    "peers": 1,  # wait for so many before the first batch
     "encode_s": None,  # a network this slow: seconds for each part sent
+    "finish": "",  # file that names the last epoch, when ``epochs`` does not
+    "release": "",  # file that lets a peer that has finished go, so that it serves those who have not
     "stage": "",  # file that gets what the network is at: "matchmaking", "exchange" or "training"
     "options": {},  # further arguments of the strategy
     "trainer": {},
@@ -117,8 +120,19 @@ def state_digest(optimizer):
 class Watch(Callback):
     """Stops at the last epoch and keeps the status file up to date."""
 
-    def __init__(self, epochs, status):
-        self.epochs, self.status, self.seen, self.stall_s, self.last = epochs, status, -1, 0.0, None
+    def __init__(self, options):
+        self.options, self.seen, self.stall_s, self.last = options, -1, 0.0, None
+
+    def on_train_batch_start(self, trainer, *_):
+        self._wait(trainer, lambda: self.last is not None or trainer.strategy.num_peers >= self.options["peers"])
+
+    def on_train_end(self, trainer, *_):
+        self._wait(trainer, lambda: not self.options["release"] or os.path.exists(self.options["release"]))
+
+    def _wait(self, trainer, condition):
+        deadline = time.monotonic() + 60
+        while not condition() and time.monotonic() < deadline and not trainer.received_sigterm:
+            time.sleep(0.02)
 
     def on_train_batch_end(self, trainer, module, *_):
         now = time.monotonic()
@@ -126,10 +140,13 @@ class Watch(Callback):
             self.stall_s = max(self.stall_s, now - self.last)
         self.last = now
         epoch = trainer.strategy.swarm_epoch
-        if self.status and epoch != self.seen:
+        if self.options["status"] and epoch != self.seen:
             self.seen = epoch
-            write(self.status, json.dumps({"epoch": epoch, "digest": trainer.strategy.params_digest()}))
-        trainer.should_stop = epoch >= self.epochs
+            write(self.options["status"], json.dumps({"epoch": epoch, "digest": trainer.strategy.params_digest()}))
+        finish = self.options["finish"]
+        if finish and os.path.exists(finish):
+            self.options["epochs"] = int(Path(finish).read_text())
+        trainer.should_stop = epoch >= self.options["epochs"]
 
 
 def main(given):
@@ -151,7 +168,7 @@ def main(given):
         record_ttl=options["record_ttl"],
         **options["options"],
     )
-    watch = Watch(options["epochs"], options["status"])
+    watch = Watch(options)
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, max_epochs=-1, callbacks=[watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options["trainer"],
