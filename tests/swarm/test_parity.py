@@ -3,6 +3,7 @@
 Each peer logs which samples went into which global update, so that the plain process can replay exactly those.
 """
 
+import copy
 import json
 import multiprocessing
 import os
@@ -78,21 +79,20 @@ def test_clipping_applies_to_the_averaged_gradient(make_optimizer):
 # Several processes
 
 
-@pytest.mark.parametrize("num_peers", [2, 3])
-def test_peers_match_one_process_at_the_joint_batch_size(num_peers, bootstrap, tmp_path):
-    peers = run_peers(num_peers, bootstrap, tmp_path)
-    x, y = samples(POOL)
-    batches = []
+@pytest.mark.parametrize(("num_peers", "overlap"), [(2, False), (3, False), (2, True)])
+def test_peers_match_one_process_at_the_joint_batch_size(num_peers, overlap, bootstrap, tmp_path):
+    peers = run_peers(num_peers, overlap, bootstrap, tmp_path)
+    updates = []
     for epoch in range(EPOCHS):
-        used = [peer["used"][str(epoch)] for peer in peers if str(epoch) in peer["used"]]
-        committed = {report["samples"] for peer in peers for report in peer["rounds"] if is_commit(report, epoch)}
-        ids = [i for one in used for i in one["ids"]]
-        assert committed == {len(ids)}  # what the reports say is what was averaged
-        assert len(ids) >= TARGET
-        batches.append((x[ids], y[ids]))
-    expected, losses, _ = reference(batches, adamw, schedule, CLIP)
-    joint = [loss_of([peer["used"][str(e)] for peer in peers if str(e) in peer["used"]]) for e in range(EPOCHS)]
-    assert joint == pytest.approx(losses, abs=1e-4)
+        update = [microbatch for peer in peers for microbatch in peer["used"].get(str(epoch), [])]
+        told = {report["samples"] for peer in peers for report in peer["rounds"] if is_commit(report, epoch)}
+        assert told == {sum(len(ids) for ids, _, _ in update)}  # what the reports say is what was averaged
+        assert {at for _, _, at in update} <= ({epoch - 1, epoch} if overlap else {epoch})
+        updates.append(update)
+    stale = [at for epoch, update in enumerate(updates) for _, _, at in update if at < epoch]
+    assert bool(stale) == overlap
+    expected, losses = replay(updates)
+    assert joint_losses(updates) == pytest.approx(losses, abs=1e-4)
     assert distance(expected, net()) > 0.05
     for peer in peers:
         final = net()
@@ -101,25 +101,52 @@ def test_peers_match_one_process_at_the_joint_batch_size(num_peers, bootstrap, t
         assert distance(final, expected) < 1e-4
         assert peer["lrs"] == [[epoch, pytest.approx(0.01 * factor(epoch))] for epoch, _ in peer["lrs"]]
     assert len({peer["digest"] for peer in peers}) == 1
-    full = [report for report in peers[0]["rounds"] if report["group_size"] == num_peers]
-    assert len(full) > EPOCHS / 2
+    together = [report for report in peers[0]["rounds"] if report["group_size"] == num_peers]
+    assert len(together) > EPOCHS / 2
 
 
 def is_commit(report, epoch):
     return report["swarm_epoch"] == epoch and report["outcome"] in ("averaged", "alone")
 
 
-def loss_of(parts):
-    """The mean over all samples, from the microbatches' means."""
-    pairs = [pair for part in parts for pair in part["losses"]]
-    return sum(count * loss for count, loss in pairs) / sum(count for count, _ in pairs)
+def replay(updates):
+    """Plain torch: each update's joint gradient, of each microbatch at the params that its peer had then."""
+    model = net()
+    history, losses = [copy.deepcopy(model)], []
+    optimizer = adamw(model.parameters())
+    scheduler = schedule(optimizer)
+    x, y = samples(POOL)
+    for update in updates:
+        optimizer.zero_grad()
+        count, total = sum(len(ids) for ids, _, _ in update), 0.0
+        for at in sorted({at for _, _, at in update}):
+            ids = [i for microbatch, _, computed_at in update if computed_at == at for i in microbatch]
+            loss = torch.nn.functional.mse_loss(history[at](x[ids]), y[ids]) * len(ids) / count
+            for param, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, history[at].parameters()), strict=True
+            ):
+                param.grad = gradient if param.grad is None else param.grad + gradient
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        scheduler.step()
+        losses.append(total)
+        history.append(copy.deepcopy(model))
+    return model, losses
 
 
-def run_peers(count, bootstrap, tmp_path):
+def joint_losses(updates):
+    """The mean over all samples of each update, from the means that the peers saw."""
+    return [
+        sum(len(ids) * loss for ids, loss, _ in update) / sum(len(ids) for ids, _, _ in update) for update in updates
+    ]
+
+
+def run_peers(count, overlap, bootstrap, tmp_path):
     outs = [tmp_path / f"{index}.json" for index in range(count)]
     context = multiprocessing.get_context("forkserver")  # its server has imported everything, see conftest.py
     processes = [
-        context.Process(target=run_peer, args=(bootstrap, count, index, outs[index])) for index in range(count)
+        context.Process(target=run_peer, args=(bootstrap, count, overlap, index, outs[index])) for index in range(count)
     ]
     for process in processes:
         process.start()
@@ -144,31 +171,38 @@ class Slow(Module):
 
 
 class Log(Callback):
-    """Keeps the microbatches since the last update until it is known what became of them."""
+    """Keeps the microbatches that are in no update yet until it is known what became of them."""
 
     def __init__(self, num_peers):
-        self.num_peers, self.used, self.pending, self.epoch, self.rounds = num_peers, {}, [], 0, 0
+        self.num_peers, self.used, self.rounds, self.dropped = num_peers, {}, 0, 0
+        self.gathered, self.in_exchange = [], None  # the latter with overlap only
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         deadline = time.monotonic() + 90
         while batch_idx == 0 and trainer.strategy.num_peers < self.num_peers:
             assert time.monotonic() < deadline, "the other peers did not come"
             time.sleep(0.05)
+        self.computed_at = trainer.strategy.swarm_epoch
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.pending.append((batch[2].tolist(), module.losses[-1]))
-        strategy = trainer.strategy
-        if strategy.swarm_epoch == self.epoch:
-            return
-        last = strategy.rounds[-1] if len(strategy.rounds) > self.rounds else None
-        if last is not None and last.committed and strategy.swarm_epoch == self.epoch + 1:
-            ids = [i for batch_ids, _ in self.pending for i in batch_ids]
-            assert last.local_samples == len(ids)
-            self.used[self.epoch] = {"ids": ids, "losses": [(len(b), loss) for b, loss in self.pending]}
-        self.pending, self.epoch, self.rounds = [], strategy.swarm_epoch, len(strategy.rounds)
+        strategy, collaboration = trainer.strategy, trainer.strategy._collaboration
+        self.gathered.append((batch[2].tolist(), module.losses[-1], self.computed_at))
+        for report in strategy.rounds[self.rounds :]:
+            if not report.committed:
+                self.gathered, self.in_exchange = (self.in_exchange or []) + self.gathered, None
+            elif self.in_exchange is not None:
+                self.used[report.swarm_epoch], self.in_exchange = self.in_exchange, None
+            else:
+                self.used[report.swarm_epoch], self.gathered = self.gathered, []
+        if strategy.samples_dropped > self.dropped:
+            self.gathered, self.in_exchange = [], None
+        if collaboration._pending is not None and self.in_exchange is None:
+            self.gathered, self.in_exchange = [], self.gathered
+        self.rounds, self.dropped = len(strategy.rounds), strategy.samples_dropped
+        assert sum(len(ids) for ids, _, _ in self.gathered) == collaboration.accumulator.samples
 
 
-def run_peer(bootstrap, num_peers, index, out: Path):
+def run_peer(bootstrap, num_peers, overlap, index, out: Path):
     log_file = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log_file, 1)
     os.dup2(log_file, 2)
@@ -178,7 +212,11 @@ def run_peer(bootstrap, num_peers, index, out: Path):
     data = torch.utils.data.TensorDataset(x[ids], y[ids], ids)
     module, log = Slow(adamw, schedule), Log(num_peers)
     strategy = HivemindStrategy(
-        target_batch_size=TARGET, run_id=f"parity{num_peers}", initial_peers=bootstrap, matchmaking_time=3.0
+        target_batch_size=TARGET,
+        run_id=f"parity{num_peers}{overlap}",
+        initial_peers=bootstrap,
+        matchmaking_time=3.0,
+        overlap=overlap,
     )
     trainer = make_trainer(EPOCHS, [log], strategy, gradient_clip_val=CLIP)
     # Microbatches of another size on each peer.
