@@ -116,6 +116,7 @@ async def receive(
     epoch, digest, listing = _parse_header(header)
     expected = _expected(module, optimizer)
     _check_listing(listing, expected)
+    _check_optimizer(listing, optimizer)
     tensors = {name: torch.empty(shape, dtype=_DTYPES[dtype]) for name, dtype, shape in listing}
     pending = bytearray()
     for tensor in tensors.values():
@@ -163,8 +164,8 @@ def _expected(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _check_listing(listing: Sequence[tuple[str, str, tuple[int, ...]]], expected: dict[str, torch.Tensor]) -> None:
-    names = [name for name, _, _ in listing]
-    if len(set(names)) != len(names):
+    names = {name for name, _, _ in listing}
+    if len(names) != len(listing):
         raise StateError("a tensor is listed twice")
     missing = [name for name in expected if not name.startswith("optimizer/") and name not in names]
     if missing:
@@ -178,10 +179,24 @@ def _check_listing(listing: Sequence[tuple[str, str, tuple[int, ...]]], expected
         own = expected[key]
         entries[key] = entries.get(key, 0) + 1
         if kind == "optimizer":
-            if shape != () and math.prod(shape) > own.numel() or entries[key] > _MAX_ENTRIES_PER_PARAM:
+            fits = shape in ((), tuple(own.shape)) or len(shape) <= own.dim() and 0 < math.prod(shape) <= own.numel()
+            if not fits or entries[key] > _MAX_ENTRIES_PER_PARAM:
                 raise StateError(f"optimizer state {name[:80]} is larger than its param")
         elif shape != tuple(own.shape) or _DTYPES[dtype] != own.dtype:
             raise StateError(f"{name[:80]} is {dtype}{list(shape)} there and {own.dtype}{list(own.shape)} here")
+
+
+def _check_optimizer(listing: Sequence[tuple[str, str, tuple[int, ...]]], optimizer: torch.optim.Optimizer) -> None:
+    """An optimizer that has state already says what it needs, to the letter."""
+    theirs = {name: (dtype, shape) for name, dtype, shape in listing if name.startswith("optimizer/")}
+    own = {
+        f"optimizer/{index}/{key}": torch.as_tensor(value)
+        for index, param in enumerate(_params_of(optimizer))
+        for key, value in optimizer.state.get(param, {}).items()
+        if value is not None
+    }
+    if own and theirs and theirs != {n: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in own.items()}:
+        raise StateError("the peer's optimizer state is not of the kind that is held here")
 
 
 def _digest_of(snapshot: Snapshot, module: torch.nn.Module) -> str:
