@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 
-from hivetrain.data.errors import UnitError
+from hivetrain.data.errors import ManifestError, UnitError
 from hivetrain.data.manifest import CorpusManifest
 
 ASSETS = Path(__file__).parent / "assets"
@@ -50,6 +50,19 @@ class Corpus(ABC):
             if len(document) > MAX_DOCUMENT_BYTES // 4 and len(document.encode()) > MAX_DOCUMENT_BYTES:
                 raise wrong(f"row {row} has {len(document)} characters, above the limit of {MAX_DOCUMENT_BYTES} bytes")
         return documents  # type: ignore[return-value]  # every entry was just seen to be a non-empty str
+
+
+def check_agreement(manifest: CorpusManifest, content_key: str, heldout_units: int) -> None:
+    """Refuse settings that a given manifest contradicts; the defaults, ``content`` and 0, leave them to it."""
+    for name, ours, theirs, default in (
+        ("content_key", content_key, manifest.content_key, "content"),
+        ("heldout_units", heldout_units, manifest.heldout_units, 0),
+    ):
+        if ours not in (theirs, default):
+            raise ManifestError(
+                f"{name} is {ours!r}, but the manifest of {manifest.repository} says {theirs!r}. "
+                "Leave it out, or build the manifest again."
+            )
 
 
 class EmbeddedCorpus(Corpus):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hivetrain.data.corpus import MAX_UNIT_BYTES, Corpus
+from hivetrain.data.corpus import MAX_UNIT_BYTES, Corpus, check_agreement
 from hivetrain.data.errors import ManifestError, UnitError
 from hivetrain.data.journal import Journal
 from hivetrain.data.manifest import CorpusManifest, ManifestFile, file_sha256
@@ -27,8 +27,8 @@ class FolderCorpus(Corpus):
 
     Args:
         path: The folder; subfolders are included.
-        manifest: A manifest file made by ``hivetrain manifest``. Without one it is built on first use, which hashes all
-            files.
+        manifest: A manifest file made by ``hivetrain manifest``, which then settles what follows. Without one it is
+            built on first use, which hashes all files.
         content_key: The column (parquet) or key (jsonl) that holds the text.
         rows_per_unit: Documents per unit in jsonl and txt files; parquet brings its own row groups.
         heldout_units: How many units at the end are kept for validation.
@@ -53,7 +53,9 @@ class FolderCorpus(Corpus):
     @cached_property
     def manifest(self) -> CorpusManifest:
         if self.manifest_path is not None:
-            return CorpusManifest.load(self.manifest_path)
+            manifest = CorpusManifest.load(self.manifest_path)
+            check_agreement(manifest, self.content_key, self.heldout_units)
+            return manifest
         return manifest_of_folder(
             self.path,
             content_key=self.content_key,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hivetrain.data.corpus import Corpus
+from hivetrain.data.corpus import Corpus, check_agreement
 from hivetrain.data.download import Downloader, DownloadError, RangeFile, RemoteFile, Retry
 from hivetrain.data.errors import HubError, ManifestError, UnitError
 from hivetrain.data.folder import read_row_group
@@ -30,8 +30,8 @@ class HubCorpus(Corpus):
     Args:
         repository: ``owner/name``, such as ``tiiuae/falcon-refinedweb``.
         revision: The commit, 40 hexadecimal digits.
-        manifest: A file made by ``hivetrain manifest``. Without one it is built on first use, which reads the end of
-            every file; refused above 50 files.
+        manifest: A file made by ``hivetrain manifest``, which then settles split, units and held-out units. Without one
+            it is built on first use, which reads the end of every file; refused above 50 files.
         config: The configuration (subset), where the data set has several.
         split: The split to train on.
         content_key: The column that holds the text.
@@ -95,6 +95,7 @@ class HubCorpus(Corpus):
                 f"{self.manifest_path} describes {manifest.repository} at {manifest.revision}, "
                 f"not {self.repository} at {self.revision}"
             )
+        check_agreement(manifest, self.content_key, self.heldout_units)
         return manifest
 
     def read_documents(self, unit: int) -> list[str | None]:

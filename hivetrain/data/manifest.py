@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hivetrain.data.errors import ManifestError
@@ -66,6 +66,8 @@ class CorpusManifest:
                 "Give the 40 hexadecimal digits of a commit."
             )
         for file in self.files:
+            if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
+                raise ManifestError(f"{file.path}: paths must stay inside the data set")
             if not _SHA256.fullmatch(file.sha256):
                 raise ManifestError(f"{file.path}: sha256 must be 64 hexadecimal digits, not {file.sha256!r}")
             if file.size_bytes < 0 or any(rows < 1 for rows in file.rows):

@@ -225,10 +225,14 @@ class RefinedWebDataModule(pl.LightningDataModule):
     def _own_slot(self) -> int:
         if self.slot is not None:
             return self.slot
-        peer_id = getattr(getattr(self.trainer, "strategy", None), "peer_id", None)
-        if peer_id is None:
+        strategy = getattr(self.trainer, "strategy", None)
+        if strategy is None or not hasattr(strategy, "peer_id"):
             logger.info("no slot given and the strategy has no peer_id: reading slot 0")
             return 0
+        peer_id = strategy.peer_id
+        if peer_id is None:
+            # Slot 0 here would give every miner of a swarm the same data.
+            raise DataError("the strategy has no peer_id before it has joined the swarm: set slot, or join first.")
         slot = slot_of_peer(str(peer_id), self.assignment.n_slots)
         logger.info("slot %d of %d, from a hash of peer id %s", slot, self.assignment.n_slots, peer_id)
         return slot

@@ -63,6 +63,8 @@ def test_the_manifest_survives_its_file_and_any_change_changes_the_digest(tmp_pa
         (lambda body: body["files"][0].update(rows=[2, 2]), "says digest"),
         (lambda body: body["files"][0].update(rows=[2, "1"]), "rows must be int"),
         (lambda body: body["files"][0].update(sha256="0" * 63), "64 hexadecimal"),
+        (lambda body: body["files"][0].update(path="../a.parquet"), "must stay inside"),
+        (lambda body: body["files"][0].update(path="/etc/a.parquet"), "must stay inside"),
         (lambda body: body.pop("files"), "files"),
         (lambda body: body.update(extra=1), "unknown key 'extra'"),
         (lambda body: body.update(heldout_units=2), "at least one must be left"),
@@ -76,6 +78,17 @@ def test_a_manifest_that_was_tampered_with_is_refused(tmp_path, write_parquet, c
     (tmp_path / "m.json").write_text(json.dumps(body))
     with pytest.raises(ManifestError, match=message):
         CorpusManifest.load(tmp_path / "m.json")
+
+
+def test_settings_that_contradict_the_manifest_are_refused(tmp_path, write_parquet):
+    write_parquet(tmp_path / "a.parquet", ["a", "b", "c"], 1)
+    manifest_of_folder(tmp_path, heldout_units=1).save(tmp_path / "m.json")
+    assert FolderCorpus(tmp_path, tmp_path / "m.json").manifest.n_train_units == 2
+    assert FolderCorpus(tmp_path, tmp_path / "m.json", heldout_units=1).manifest.n_train_units == 2
+    with pytest.raises(ManifestError, match="heldout_units is 2, but the manifest of .* says 1"):
+        _ = FolderCorpus(tmp_path, tmp_path / "m.json", heldout_units=2).manifest
+    with pytest.raises(ManifestError, match="content_key is 'text'"):
+        _ = FolderCorpus(tmp_path, tmp_path / "m.json", content_key="text").manifest
 
 
 def test_files_that_differ_from_the_manifest_are_refused_before_they_are_used(tmp_path, write_parquet):

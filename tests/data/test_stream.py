@@ -127,6 +127,16 @@ def test_the_slot_comes_from_the_peer_id_where_none_is_given():
     assert data.train_dataloader().slot == int.from_bytes(digest, "little") % 90
 
 
+def test_a_strategy_that_has_not_joined_is_refused_instead_of_reading_slot_0():
+    class Trainer:
+        strategy = type("Strategy", (), {"peer_id": None})()
+
+    data = RefinedWebDataModule(block_size=64)
+    data.trainer = Trainer()
+    with pytest.raises(DataError, match="set slot, or join first"):
+        data.train_dataloader()
+
+
 def test_an_assignment_that_no_corpus_can_fill_is_refused_at_setup():
     with pytest.raises(DataError, match="set n_slots to at most 90"):
         RefinedWebDataModule(n_slots=256).setup("fit")
