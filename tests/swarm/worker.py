@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hivetrain.averaging.codecs import CODECS, Float32
 from hivetrain.averaging.exchange import PART_ELEMENTS, Exchange
 from hivetrain.averaging.group import Matchmaker
+from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.strategies import HivemindStrategy
 
 DEFAULTS = {
@@ -96,6 +97,22 @@ def tell_stages(path):
     Exchange.run = told(Exchange.run, "exchange")
 
 
+def time_joining():
+    """Returns a list that gets the seconds between the peer's arrival in the DHT and its admission or refusal."""
+    taken, open_ = [], SwarmPeer.open
+
+    @functools.wraps(open_)
+    def wrapper(*args, **kwargs):
+        start = time.monotonic()
+        try:
+            return open_(*args, **kwargs)
+        finally:
+            taken.append(time.monotonic() - start)
+
+    SwarmPeer.open = wrapper
+    return taken
+
+
 class SlowFloat32(Float32):
     """The values as they are, after a while."""
 
@@ -168,7 +185,7 @@ def main(given):
         record_ttl=options["record_ttl"],
         **options["options"],
     )
-    watch = Watch(options)
+    watch, joining = Watch(options), time_joining()
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, max_epochs=-1, callbacks=[watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options["trainer"],
@@ -183,6 +200,7 @@ def main(given):
         collaboration = strategy._collaboration
         result = {
             "error": error,
+            "join_s": sum(joining),
             "trained": module.trained,
             "accumulated": collaboration.accumulator.samples if collaboration else 0,
             "optimizer": state_digest(strategy.optimizers[0]) if strategy.optimizers else "",
