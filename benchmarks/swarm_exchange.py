@@ -1,0 +1,176 @@
+"""How fast peers exchange a gradient, beside gloo's all-reduce and a bare TCP stream between the same programs.
+
+Nobody trains here: the programs hold a random vector and average it through :class:`SwarmPeer`, as a peer does at the
+end of each global batch. The time is that of exchange and vote, without matchmaking.
+"""
+
+import itertools
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from swarm_programs import MB, cpu_seconds, meeting_point, programs, questions, table
+
+CODECS = ("none", "fp16", "int8")
+RAW, GLOO = "raw TCP, one stream", "gloo all-reduce"
+ROUND_S = 120.0
+MEET_S = 60.0
+
+
+def measure(sizes: list[int], groups: list[int], repeats: int) -> str:
+    """A table of MB/s: fp32 bytes of the vector by the median time of the slowest member."""
+    rows = []
+    for num_peers in groups:
+        rows += _measure_group(num_peers, sizes, repeats)
+    header = ["", "peers", "params", "seconds", "MB/s", "of gloo", "CPU s per peer", "python", "DHT", "p2pd"]
+    return table(header, rows)
+
+
+def _measure_group(num_peers: int, sizes: list[int], repeats: int) -> list[list[str]]:
+    rows, gloo_s = [], dict.fromkeys(sizes, 0.0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        meeting_point() as addresses,
+        programs(work, num_peers, num_peers, str(Path(folder) / "gloo"), addresses) as peers,
+    ):
+        for kind in (RAW, GLOO, *CODECS):
+            for peer in peers:
+                peer.ask(kind=kind, sizes=sizes, repeats=repeats)
+            answers = [peer.answer(MEET_S + len(sizes) * (repeats + 1) * ROUND_S) for peer in peers]
+            for numel, members in zip(sizes, zip(*answers, strict=True), strict=True):
+                slowest = map(max, zip(*(member["seconds"] for member in members), strict=True))
+                taken_s = statistics.median(slowest)
+                if kind == GLOO:
+                    gloo_s[numel] = taken_s
+                cpu_s = {k: statistics.fmean(m["cpu"][k] for m in members) / repeats for k in members[0]["cpu"]}
+                rows.append(_row(kind, num_peers, numel, taken_s, gloo_s[numel], cpu_s))
+    return sorted(rows, key=lambda row: float(row[2].rstrip("M")))
+
+
+def _row(kind: str, num_peers: int, numel: int, taken_s: float, gloo_s: float, cpu_s: dict[str, float]) -> list[str]:
+    name = f"hivetrain, {kind}" if kind in CODECS else kind
+    print(f"{name}: {num_peers} peers, {numel / 1e6:g}M params, {taken_s:.3f} s", file=sys.stderr)
+    return [
+        name,
+        str(num_peers),
+        f"{numel / 1e6:g}M",
+        f"{taken_s:.3f}",
+        f"{4 * numel / MB / taken_s:,.0f}",
+        f"{gloo_s / taken_s:.2f}" if gloo_s else "",
+        f"{sum(cpu_s.values()):.2f}",
+        *(f"{seconds:.2f}" for seconds in cpu_s.values()),
+    ]
+
+
+def work(connection: Connection, rank: int, num_peers: int, store: str, addresses: list[str]) -> None:
+    """One member: answers, for each size, with the seconds of each repetition and its processor seconds in total."""
+    import torch
+    import torch.distributed as gloo
+
+    torch.set_num_threads(1)
+    gloo.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_peers)
+    try:
+        for asked in questions(connection):
+            generator = torch.Generator().manual_seed(rank)
+            vectors = [torch.randn(numel, generator=generator) for numel in asked["sizes"]]
+            if asked["kind"] == RAW:
+                answer = [_send_raw(vector, rank, asked["repeats"]) for vector in vectors]
+            elif asked["kind"] == GLOO:
+                answer = [_repeat(lambda v=vector: gloo.all_reduce(v), asked["repeats"]) for vector in vectors]
+            else:
+                answer = _average(asked["kind"], vectors, addresses, num_peers, asked["repeats"])
+            connection.send(answer)
+    finally:
+        gloo.destroy_process_group()
+
+
+def _repeat(once: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Times ``once``; what it returns, if anything, counts instead. The first time is a warm-up."""
+    import torch.distributed as gloo
+
+    seconds, spent = [], {}
+    for number in range(repeats + 1):
+        gloo.barrier()
+        if number == 1:
+            spent = cpu_seconds()
+        start = time.monotonic()
+        told_s = once()
+        seconds.append(time.monotonic() - start if told_s is None else told_s)
+    return {"seconds": seconds[1:], "cpu": {name: now - spent[name] for name, now in cpu_seconds().items()}}
+
+
+def _send_raw(vector: Any, rank: int, repeats: int) -> dict[str, Any]:
+    """One TCP stream on loopback from the first member to the second; the rest look on."""
+    import torch.distributed as gloo
+
+    if rank > 1:
+        gloo.broadcast_object_list([None], src=0)
+        return _repeat(lambda: 0.0, repeats)
+    data = memoryview(vector.numpy()).cast("B")
+    if rank == 0:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            gloo.broadcast_object_list([server.getsockname()], src=0)
+            stream, _ = server.accept()
+        with closing(stream):
+            return _repeat(lambda: _send_and_wait(stream, data), repeats)
+    told: list[Any] = [None]
+    gloo.broadcast_object_list(told, src=0)
+    with socket.create_connection(told[0]) as stream:
+        return _repeat(lambda: _receive(stream, data), repeats)
+
+
+def _send_and_wait(stream: socket.socket, data: memoryview) -> None:
+    stream.sendall(data)
+    stream.recv(1)
+
+
+def _receive(stream: socket.socket, data: memoryview) -> None:
+    left = data
+    while left:
+        left = left[stream.recv_into(left) :]
+    stream.sendall(b"!")
+
+
+def _average(codec: str, vectors: list[Any], addresses: list[str], num_peers: int, repeats: int) -> list[Any]:
+    import torch
+    from hivemind.dht.crypto import RSASignatureValidator
+
+    from hivetrain.averaging.compression import make_compressor
+    from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+    from hivetrain.averaging.settings import RunSettings
+    from hivetrain.swarm import start_dht
+
+    validator = RSASignatureValidator()
+    dht = start_dht(addresses, record_validators=(validator,))
+    compressor = make_compressor(codec, [torch.Size([0])])
+    settings = RunSettings("vectors", 0, num_peers, codec, "none")
+    options = PeerOptions(f"exchange-{codec}", 10.0, ROUND_S, 60.0, None, 1.0, False)
+    peer = SwarmPeer(dht, validator.local_public_key, settings, options, compressor.codec, lambda: None)
+    epochs = itertools.count()
+
+    def once(vector: Any) -> float:
+        peer.announce(next(epochs), 1, 1.0, "00" * 32, waiting=True)
+        attempt = peer.start_average(compressor, vector, 1, peer.view(), ROUND_S)
+        report, _ = peer.finish_average(attempt, lambda: False)
+        if report.outcome != "averaged" or report.group_size != num_peers:
+            raise RuntimeError(str(report))
+        return report.exchange_s
+
+    try:
+        peer.open(lambda: False)
+        peer.announce(0, 1, 1.0, "00" * 32, waiting=True)
+        deadline = time.monotonic() + MEET_S
+        while len(peer.refresh().peers) < num_peers:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"only {len(peer.view().peers)} of {num_peers} peers met within {MEET_S:g} s")
+        return [_repeat(lambda v=vector: once(v), repeats) for vector in vectors]
+    finally:
+        peer.close()
+        dht.shutdown()
