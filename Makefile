@@ -19,6 +19,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python benchmarks/data.py
 
 # torch first and alone: with the exact version installed, nothing else pulls another build of it.
 $(READY): pyproject.toml constraints.txt
