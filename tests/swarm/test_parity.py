@@ -5,6 +5,7 @@ Each peer logs which samples went into which global update, so that the plain pr
 
 import copy
 import json
+import logging
 import multiprocessing
 import os
 import time
@@ -206,6 +207,7 @@ def run_peer(bootstrap, num_peers, overlap, index, out: Path):
     log_file = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log_file, 1)
     os.dup2(log_file, 2)
+    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
     torch.set_num_threads(1)
     x, y = samples(POOL)
     ids = torch.randperm(POOL, generator=torch.Generator().manual_seed(index)).repeat(4)
