@@ -21,7 +21,8 @@ class CountingData(LightningDataModule):
 
     def __init__(self, rows: int = 64, batch_size: int = 4, block_size: int = 16, vocabulary_size: int = 16) -> None:
         super().__init__()
-        self.rows, self.batch_size, self.block_size, self.vocabulary_size = rows, batch_size, block_size, vocabulary_size
+        self.rows, self.batch_size = rows, batch_size
+        self.block_size, self.vocabulary_size = block_size, vocabulary_size
         self.encoder = Letters()
 
     def train_dataloader(self) -> DataLoader:

@@ -59,6 +59,22 @@ class RoundReport:
         """Whether the attempt led to a global update on this peer."""
         return self.outcome in (Outcome.AVERAGED, Outcome.ALONE, Outcome.LOCAL)
 
+    def metrics(self) -> dict[str, float]:
+        """The report as metrics, by the names under which loggers get them."""
+        return {
+            "swarm/epoch": self.swarm_epoch,
+            "swarm/group_size": self.group_size,
+            "swarm/expected_peers": self.expected_peers,
+            "swarm/fraction_received": self.fraction,
+            "swarm/samples": self.samples,
+            "swarm/local_samples": self.local_samples,
+            "swarm/matchmaking_s": self.matchmaking_s,
+            "swarm/exchange_s": self.exchange_s,
+            "swarm/bytes_sent": self.bytes_sent,
+            "swarm/bytes_received": self.bytes_received,
+            "swarm/committed": float(self.committed),
+        }
+
     def __str__(self) -> str:
         line = (
             f"swarm epoch {self.swarm_epoch}: {self.outcome}, group {self.group_size} of {self.expected_peers}, "

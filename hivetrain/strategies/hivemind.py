@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from hivemind.dht.crypto import RSASignatureValidator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule, Trainer
@@ -21,15 +20,15 @@ from lightning.pytorch.utilities.data import extract_batch_size
 
 from hivetrain.averaging.collaboration import Collaboration
 from hivetrain.averaging.loop import Interrupted
-from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+from hivetrain.averaging.peer import PeerOptions
 from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of
 from hivetrain.strategies.checks import check_arguments, check_optimization, check_trainer
 from hivetrain.strategies.clipping import use_reproducible_norm
+from hivetrain.strategies.membership import Membership
 from hivetrain.strategies.scaling import unscale
 from hivetrain.strategies.schedules import EpochSchedules, SchedulerFn, make_schedulers
-from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +106,11 @@ class HivemindStrategy(SingleDeviceStrategy):
         )  # fmt: skip
         self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
         self.on_failed_round, self.overlap, self.compression = on_failed_round, overlap, compression
-        self._initial_peers, self._bootstrap_timeout = initial_peers, bootstrap_timeout
         self._scheduler_fn = scheduler_fn
         self._options = PeerOptions(
             run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode
         )
-        self._dht_options: dict[str, Any] = {
+        dht_options: dict[str, Any] = {
             "announce_maddrs": announce_maddrs,
             "identity_path": identity_path,
             "use_relay": use_relay,
@@ -120,13 +118,11 @@ class HivemindStrategy(SingleDeviceStrategy):
             "use_ipfs": use_ipfs,
             **({"host_maddrs": host_maddrs} if host_maddrs else {}),
         }
+        self._membership = Membership(initial_peers, bootstrap_timeout, self._options, dht_options)
         self.parallel_devices: list[torch.device] = []  # set by the Trainer
         self._collaboration: Collaboration | None = None
         self._restored: dict[str, Any] | None = None
         self._samples_skipped = 0
-        self._dht: SwarmDHT | None = None
-        self._peer: SwarmPeer | None = None
-        self._maddrs: list[str] = []
 
     # -- what users and callbacks may read -------------------------------------------------------------------------
 
@@ -167,22 +163,23 @@ class HivemindStrategy(SingleDeviceStrategy):
     @property
     def peer_id(self) -> str | None:
         """This peer's libp2p identity, base58; None outside a fit."""
-        return self._peer.peer_id if self._peer else None
+        return self._membership.peer.peer_id if self._membership.peer else None
 
     @property
     def num_peers(self) -> int:
         """Live peers of this run, this one included; 0 outside a fit."""
-        return len(self._peer.view().peers) if self._peer else 0
+        return len(self._membership.peer.view().peers) if self._membership.peer else 0
 
     @property
     def samples_accumulated(self) -> int:
         """Samples that the whole swarm has gathered towards the next global update, as last heard."""
-        return self._peer.view().samples(self.swarm_epoch) if self._peer else 0
+        peer = self._membership.peer
+        return peer.view().samples(self.swarm_epoch) if peer else 0
 
     @property
     def visible_maddrs(self) -> list[str]:
         """Addresses at which others can join through this peer."""
-        return list(self._maddrs)
+        return list(self._membership.maddrs)
 
     def params_digest(self) -> str:
         """SHA-256 of the params, hex: equal on two peers if and only if their params are bit-identical."""
@@ -223,8 +220,8 @@ class HivemindStrategy(SingleDeviceStrategy):
     def on_train_start(self) -> None:
         super().on_train_start()
         assert self._collaboration is not None
-        assert self._peer is not None
-        self._collaboration.begin(self._peer)
+        assert self._membership.peer is not None
+        self._collaboration.begin(self._membership.peer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
@@ -274,28 +271,13 @@ class HivemindStrategy(SingleDeviceStrategy):
         """Leaves the swarm; takes a few seconds at most and may be called at any moment."""
         if self._collaboration is not None:
             self._collaboration.end()
-        if self._peer is not None:
-            self._peer.close()
-            self._peer = None
-        if self._dht is not None:
-            self._dht.shutdown()
-            self._dht = None
+        self._membership.close()
         self._restored = None  # a checkpoint is for the run that it was loaded for
         super().teardown()
 
     # -- the swarm -------------------------------------------------------------------------------------------------
 
     def _join(self, collaboration: Collaboration) -> None:
-        peers = resolve_initial_peers(self._initial_peers, timeout_s=self._bootstrap_timeout)
-        validator = RSASignatureValidator()
-        self._dht = start_dht(
-            peers,
-            client_mode=self._options.client_mode,
-            startup_timeout_s=self._bootstrap_timeout,
-            record_validators=(validator,),
-            **self._dht_options,
-        )
-        self._maddrs = visible_maddrs(self._dht)
         assert self.lightning_module is not None
         settings = RunSettings(
             schema_of(self.lightning_module),
@@ -304,30 +286,15 @@ class HivemindStrategy(SingleDeviceStrategy):
             self.compression,
             type(self.optimizers[0]).__name__,
         )
-        peer = SwarmPeer(
-            self._dht,
-            validator.local_public_key,
+        self._membership.open(
             settings,
-            self._options,
             collaboration.compressor.codec,
             collaboration.snapshot,
+            lambda: bool(self._trainer.received_sigterm),
         )
-        self._peer = peer
-        peer.open(give_up=lambda: bool(self._trainer.received_sigterm))
-        logger.info("peer %s joined run %r; reachable at %s", peer.peer_id, self.run_id, ", ".join(self._maddrs))
 
     def _log_metrics(self, report: RoundReport) -> None:
-        metrics = {
-            "swarm/epoch": report.swarm_epoch,
-            "swarm/num_peers": self.num_peers,
-            "swarm/group_size": report.group_size,
-            "swarm/fraction_received": report.fraction,
-            "swarm/samples": report.samples,
-            "swarm/matchmaking_s": report.matchmaking_s,
-            "swarm/exchange_s": report.exchange_s,
-            "swarm/bytes": report.bytes_sent + report.bytes_received,
-            "swarm/committed": float(report.committed),
-            "swarm/rounds_failed": sum(not past.committed for past in self.rounds),
-        }
+        failed = sum(not past.committed for past in self.rounds)
+        metrics = report.metrics() | {"swarm/num_peers": self.num_peers, "swarm/rounds_failed": failed}
         for sink in self._trainer.loggers:
             sink.log_metrics(metrics, step=self._trainer.global_step)

@@ -65,7 +65,7 @@ def test_lightning_cli_takes_the_alias_and_the_class_path(strategy, tmp_path, mo
 
 def test_peers_are_taken_from_the_environment_unless_they_are_given(bootstrap, monkeypatch):
     known = []
-    look = OnBatch(lambda trainer: known.append(count_known_peers(trainer.strategy._dht)))
+    look = OnBatch(lambda trainer: known.append(count_known_peers(trainer.strategy._membership.dht)))
     monkeypatch.setenv(INITIAL_PEERS_ENV, bootstrap)
     fit(Module(), loader(), strategy=HivemindStrategy(), callbacks=[look], max_steps=1)
     fit(Module(), loader(), strategy=HivemindStrategy(initial_peers=[]), callbacks=[look], max_steps=1)
