@@ -197,6 +197,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         check_optimization(self.lightning_module, self.optimizers, self.lr_scheduler_configs)
         self.lr_scheduler_configs = make_schedulers(self.lr_scheduler_configs, self._scheduler_fn, self.optimizers[0])
         schedules = EpochSchedules(self.lr_scheduler_configs, self.optimizers[0], self.lightning_module)
+        self._schedules = schedules
         use_reproducible_norm(self.precision_plugin)
         self._trainer, self._batch_samples, self._samples_skipped = trainer, 0, 0
         self._collaboration = Collaboration(
@@ -221,6 +222,8 @@ class HivemindStrategy(SingleDeviceStrategy):
         super().on_train_start()
         assert self._collaboration is not None
         assert self._membership.peer is not None
+        if self._restored is None:
+            self._schedules.rewind()  # a checkpoint that is not of a swarm has counted steps of its own
         self._collaboration.begin(self._membership.peer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -58,14 +58,18 @@ class EpochSchedules:
         """Takes note that a checkpoint has put the schedulers at ``epoch``."""
         self._epoch = epoch
 
+    def rewind(self) -> None:
+        """Puts schedulers and learning rates where they were at epoch 0."""
+        for group, lr in zip(self._optimizer.param_groups, self._initial_lrs, strict=True):
+            group["lr"] = copy.deepcopy(lr)
+        for scheduler, state in zip(self._schedulers, self._initial, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(state))
+        self._epoch = 0
+
     def follow(self, epoch: int) -> None:
         """Puts the learning rates where they belong at ``epoch``."""
         if epoch < self._epoch:
-            for group, lr in zip(self._optimizer.param_groups, self._initial_lrs, strict=True):
-                group["lr"] = copy.deepcopy(lr)
-            for scheduler, state in zip(self._schedulers, self._initial, strict=True):
-                scheduler.load_state_dict(copy.deepcopy(state))
-            self._epoch = 0
+            self.rewind()
         for _ in range(epoch - self._epoch):
             for scheduler in self._schedulers:
                 self._module.lr_scheduler_step(scheduler, None)

@@ -89,13 +89,17 @@ def test_a_checkpoint_of_plain_lightning_starts_a_swarm_at_epoch_0_with_its_para
         def training_step(self, batch, batch_idx):
             return self.loss(batch)
 
-    plain, path = Plain(), tmp_path / "plain.ckpt"
+    def decaying(optimizer):
+        return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    plain, path = Plain(make_scheduler=decaying, scheduler={"interval": "step"}), tmp_path / "plain.ckpt"
     trainer = fit(plain, loader(), strategy="auto", max_steps=3)
     trainer.save_checkpoint(path)
-    module, digests = Module(), []
+    module, digests = Module(make_scheduler=decaying), []
     note = OnBatch(lambda trainer: digests.append((trainer.strategy.swarm_epoch, trainer.strategy.params_digest())))
     fit(module, loader(), 1, path, callbacks=[note])
     assert [epoch for epoch, _ in digests] == [0, 1]
+    assert module.lrs == [(0, 0.01), (0, 0.01)]  # as on the peers that have no such checkpoint
     assert digests[0][1] == params_digest(plain)  # the first microbatch moves nothing
 
 
