@@ -124,8 +124,6 @@ class HivemindStrategy(SingleDeviceStrategy):
         self._restored: dict[str, Any] | None = None
         self._samples_skipped = 0
 
-    # -- what users and callbacks may read -------------------------------------------------------------------------
-
     @property
     def root_device(self) -> torch.device:
         if len(self.parallel_devices) > 1:
@@ -185,8 +183,6 @@ class HivemindStrategy(SingleDeviceStrategy):
         """SHA-256 of the params, hex: equal on two peers if and only if their params are bit-identical."""
         assert self.lightning_module is not None
         return params_digest(self.lightning_module)
-
-    # -- Lightning's hooks -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -277,8 +273,6 @@ class HivemindStrategy(SingleDeviceStrategy):
         self._membership.close()
         self._restored = None  # a checkpoint is for the run that it was loaded for
         super().teardown()
-
-    # -- the swarm -------------------------------------------------------------------------------------------------
 
     def _join(self, collaboration: Collaboration) -> None:
         assert self.lightning_module is not None
