@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hivemind.dht.crypto import RSASignatureValidator
+from hivemind.utils.crypto import RSAPrivateKey
 
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.peer import PeerOptions, SwarmPeer
@@ -54,7 +55,7 @@ class Membership:
             SettingsMismatch: the run has other settings.
         """
         peers = resolve_initial_peers(self._initial_peers, timeout_s=self._timeout_s)
-        validator = RSASignatureValidator()
+        validator = RSASignatureValidator(RSAPrivateKey())  # not the process-wide key: a process may hold several peers
         self.dht = start_dht(
             peers,
             client_mode=self._options.client_mode,

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import hivemind
 import psutil
 from hivemind.dht import DHTNode
+from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.validation import RecordValidatorBase
 from hivemind.p2p.p2p_daemon import P2PD_FILENAME
 from hivemind.utils.multiaddr import Multiaddr
@@ -129,7 +130,8 @@ def start_dht(
         use_auto_relay: look for a relay that makes this peer reachable behind NAT.
         use_ipfs: find peers through the public IPFS network; excludes ``initial_peers``.
         startup_timeout_s: limit for joining; ending a failed attempt may add a few seconds.
-        record_validators: hivemind validators for the records of the DHT.
+        record_validators: hivemind validators for the records of the DHT. Signatures of protected records are always
+            checked, also by peers that sign none.
 
     Raises:
         SwarmJoinError: no peer could be reached, or the DHT could not start; says where and why.
@@ -148,7 +150,7 @@ def start_dht(
     if local_only and not announced and not client_mode and not all(map(_is_loopback, peers)):
         logger.warning("no other machine can connect to %s: pass host_maddrs such as /ip4/0.0.0.0/tcp/31337", hosts)
     options = {
-        "record_validators": record_validators,
+        "record_validators": (*record_validators, RSASignatureValidator()),  # an own one of the caller takes its place
         "client_mode": client_mode,
         "host_maddrs": hosts,
         "announce_maddrs": announced or None,
