@@ -112,14 +112,14 @@ def test_a_swarm_outlives_its_bootstrap_node(tmp_path):
 
 
 def test_a_slow_peer_slows_rounds_but_breaks_none(swarm):
-    speeds = (1.0, 0.05, 0.05)  # seconds for each part sent
-    peers = [swarm.start("peer", peers=3, **(WIDE | {"encode_s": encode_s})) for encode_s in speeds]
+    speeds = (0.8, 0.05, 0.05)  # seconds for each part sent; a sixth of the timeout is the longest silence allowed
+    peers = [swarm.start("peer", peers=3, **(WIDE | {"encode_s": seconds, "timeout": 36.0})) for seconds in speeds]
     swarm.wait_for_epoch(0)
     results = swarm.finish(*peers)
     assert_survived(*results)
-    last = committed(results[1])[-1]
-    assert last["outcome"] == "averaged"
-    assert last["exchange_s"] > 1.0
+    for report in results[1]["rounds"]:
+        assert report["outcome"] == "averaged"
+        assert report["exchange_s"] > 0.8
 
 
 @pytest.mark.parametrize("stage", ["training", *STAGES])
