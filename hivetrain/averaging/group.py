@@ -10,10 +10,11 @@ import itertools
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 from hivemind.averaging.group_info import GroupInfo
-from hivemind.averaging.matchmaking import Matchmaking, MatchmakingException
+from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.dht import DHT
 from hivemind.p2p import P2P, PeerID, ServicerBase
 from hivemind.proto import averaging_pb2
@@ -171,6 +172,7 @@ class Matchmaker:
     ) -> None:  # fmt: skip
         self._prefix, self._matchmaking_time_s = prefix, matchmaking_time_s
         self._one_search = asyncio.Lock()
+        self._looking: asyncio.Task[GroupInfo | None] | None = None
         self._matchmaking = Matchmaking(
             p2p,
             schema,
@@ -190,6 +192,10 @@ class Matchmaker:
         Returns None if there is none within ``timeout_s``.
         """
         async with self._one_search:
+            if self._looking is not None:  # the search before this one may still be taking its leave of the DHT
+                await asyncio.wait({self._looking}, timeout=timeout_s)
+                if not self._looking.done():
+                    return None
             return await self._find(offer, target, quorum, timeout_s)
 
     async def _find(self, offer: Offer, target: int, quorum: int, timeout_s: float) -> Group | None:
@@ -199,17 +205,22 @@ class Matchmaker:
         search.min_group_size = max(2, quorum)
         now = get_dht_time()
         step = _Search(now + self._matchmaking_time_s, now + timeout_s, offer.to_bytes())
-        looking = asyncio.create_task(search.look_for_group(step))
+        assembled = search.assembled_group
+        self._looking = looking = asyncio.create_task(search.look_for_group(step))
+        looking.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            info = await asyncio.shield(looking)
-        except (MatchmakingException, AssertionError, ValueError) as error:
+            # Not the search itself: it ends seconds after its result where the DHT waits for a silent peer.
+            waiting: set[asyncio.Future[Any]] = {looking, assembled}
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not assembled.done():
+                looking.cancel()
+        if not assembled.done() or assembled.cancelled():
+            return None
+        if (error := assembled.exception()) is not None:  # of any type: what a peer sent may be anything
             logger.info("matchmaking failed: %r", error)
             return None
-        finally:
-            if not looking.done():  # the caller gave up: let the search tidy up before the next one begins
-                looking.cancel()
-                await asyncio.wait({looking}, timeout=self._matchmaking_time_s)
-        return None if info is None else Group.from_matchmaking(info)
+        return Group.from_matchmaking(assembled.result())
 
     def accepts(self, request: averaging_pb2.JoinRequest) -> bool:
         """Whether a request to join is within limits."""
