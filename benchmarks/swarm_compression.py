@@ -59,7 +59,8 @@ def measure(compressions: Sequence[str], task: Task) -> str:
     samples = task.updates * task.peers * task.batch_size
     note = (
         f"GPT-2 with {task.layers} layers of width {task.width} ({first['params'] / 1e6:.1f}M params), "
-        f"{task.peers} peers, {task.updates} updates, {samples} samples of {task.block_size} tokens, clipped at {CLIP_NORM:g}."
+        f"{task.peers} peers, {task.updates} updates, {samples} samples of {task.block_size} tokens, gradients clipped "
+        f"at {CLIP_NORM:g}."
     )
     return f"{table(header, rows)}\n\n{note}"
 

@@ -18,7 +18,7 @@ from swarm_programs import Program, cpu_seconds, meeting_point, programs, questi
 WIDTH = 1000
 MICROBATCH = 8  # samples
 MICROBATCH_S = 0.5
-WARM_UP_SPEED = 5  # how much faster the device is in the first epoch, which does not count
+WARM_UP_SPEED, WARM_UP_SHARE = 5, 0.8  # how much faster, and for how much of the first epoch, which does not count
 MEET_S = 60.0
 
 
@@ -123,7 +123,7 @@ def _fit(setting: Setting, epochs: int, num_params: int, addresses: list[str]) -
             layers = max(1, num_params // WIDTH**2)
             width = WIDTH if num_params >= WIDTH**2 else int(num_params**0.5)
             self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width, bias=False) for _ in range(layers))
-            self.width, self.compute_s = width, 0.0
+            self.width, self.compute_s, self.hurries = width, 0.0, True
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             self._start = time.monotonic()
@@ -131,7 +131,8 @@ def _fit(setting: Setting, epochs: int, num_params: int, addresses: list[str]) -
             return torch.stack([layer(inputs).square().mean() for layer in self.layers]).mean()
 
         def on_after_backward(self) -> None:
-            takes_s = MICROBATCH_S if strategy.swarm_epoch else MICROBATCH_S / WARM_UP_SPEED
+            self.hurries = self.hurries and self.compute_s * WARM_UP_SPEED < WARM_UP_SHARE * setting.epoch_s
+            takes_s = MICROBATCH_S / WARM_UP_SPEED if self.hurries else MICROBATCH_S
             time.sleep(max(0.0, self._start + takes_s - time.monotonic()))
             self.compute_s += time.monotonic() - self._start
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,7 +22,7 @@ DIGEST_TOKENS = 1024
 
 def measure(num_params: int, joins: int, digest_layers: int, digest_width: int) -> str:
     """Three tables."""
-    with meeting_point() as addresses, programs(work, 2, num_params, addresses) as (host, guest):
+    with meeting_point() as addresses, programs(work, 2, num_params, addresses, fresh=True) as (host, guest):
         host.ask(what="begin", peers=1)
         host.answer()
         times = []
@@ -32,9 +33,9 @@ def measure(num_params: int, joins: int, digest_layers: int, digest_width: int) 
             memory = guest.answer()
             guest.ask(what="end")
             guest.answer()
-    with programs(work, 1, digest_width, []) as (alone,):
-        alone.ask(what="digest", layers=digest_layers)
-        digest = alone.answer(600)
+        host.hang_up()
+        guest.ask(what="digest", layers=digest_layers, width=digest_width)
+        digest = guest.answer(600)
     return "\n\n".join((_join_table(times, num_params), _memory_table(memory, num_params), _digest_table(digest)))
 
 
@@ -90,9 +91,9 @@ def work(connection: Connection, rank: int, num_params: int, addresses: list[str
         elif asked["what"] == "memory":
             answer = _memory()
         elif asked["what"] == "digest":
-            answer = _digest(asked["layers"], num_params)
+            answer = _digest(asked["layers"], asked["width"])
         else:
-            answer = close()
+            answer, close = close(), dict
         connection.send(answer)
     close()
 
@@ -142,7 +143,7 @@ def _begin(num_params: int, addresses: list[str], peers: int) -> tuple[dict[str,
         dht.shutdown()
 
     names = ("start of the DHT node", "finding the run", "download of the state, check and load")
-    seconds = {name: after - before for name, before, after in zip(names, marks, marks[1:], strict=True)}
+    seconds = {name: after - before for name, (before, after) in zip(names, pairwise(marks), strict=True)}
     return seconds | {"all of it": marks[-1] - marks[0]}, close
 
 
