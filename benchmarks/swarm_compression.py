@@ -27,12 +27,12 @@ class Task:
 
     updates: int
     peers: int = 2
-    batch_size: int = 8
+    batch_size: int = 4
     block_size: int = 128
-    layers: int = 4
+    layers: int = 2
     width: int = 256
     learning_rate: float = 1e-3
-    val_blocks: int = 128
+    val_blocks: int = 64
 
 
 def measure(compressions: Sequence[str], task: Task) -> str:
