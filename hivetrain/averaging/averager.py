@@ -6,6 +6,7 @@ extra processes are the DHT node and its libp2p daemon, so there is less that ca
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -66,7 +67,7 @@ class Averager(ServicerBase):
             self._dht,
             type(self),
             self._prefix,
-            self._prefix.encode(),
+            hashlib.sha256(self._prefix.encode()).digest(),
             self._matchmaking_time_s,
             self._client_mode,
         )
