@@ -98,7 +98,7 @@ def test_the_last_peer_trains_on_alone_and_says_so(swarm):
 
 def test_a_swarm_outlives_its_bootstrap_node(tmp_path):
     dht = start_dht([])
-    swarm = Swarm(tmp_path, "bootstrap_dies", ",".join(visible_maddrs(dht)))
+    swarm = Swarm(tmp_path, 10 * "bootstrap_dies_", ",".join(visible_maddrs(dht)))
     try:
         peers = swarm.start_together(3, **SMALL)
         swarm.wait_for_epoch(1)
