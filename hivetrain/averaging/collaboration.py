@@ -136,6 +136,7 @@ class Collaboration:
             "samples_contributed": self.samples_contributed,
             "samples_dropped": self.samples_dropped,
             "accumulator": self.accumulator.state_dict(),
+            "compressor": self.compressor.state_dict(),
             "pending": None if self._pending is None else (self._pending.gradient, self._pending.blank.local_samples),
         }
 
@@ -144,6 +145,7 @@ class Collaboration:
         self.samples_contributed = int(state["samples_contributed"])
         self.samples_dropped = int(state["samples_dropped"])
         self.accumulator.load_state_dict(state["accumulator"])
+        self.compressor.load_state_dict(state["compressor"])
         if state["pending"] is not None:
             self.accumulator.add_back(*state["pending"])
 

@@ -34,6 +34,13 @@ class Compressor(ABC):
     def reset(self) -> None:  # noqa: B027
         """Forgets all state: the params are others now."""
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must keep; empty without state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027
+        """Takes over what :meth:`state_dict` returned."""
+
 
 class Plain(Compressor):
     """The gradient as it is, in the codec's precision."""
@@ -108,6 +115,12 @@ class PowerSGD(Compressor):
 
     def reset(self) -> None:
         self._error = self._next_error = None
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {} if self._error is None else {"error": self._error}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self._error = state.get("error")
 
 
 def make_compressor(name: str, shapes: Sequence[torch.Size]) -> Compressor:

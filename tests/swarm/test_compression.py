@@ -75,6 +75,16 @@ def test_a_round_that_failed_leaves_no_trace_in_the_error_feedback():
     assert torch.equal(run_alone(compressor.stages(gradient, 4)), run_alone(other.stages(gradient, 4)))
 
 
+def test_the_error_that_is_owed_survives_a_checkpoint():
+    gradient, before, after = gradients_of(1)[0], PowerSGD(1, SHAPES), PowerSGD(1, SHAPES)
+    run_alone(before.stages(gradient, 0))
+    before.commit()
+    after.load_state_dict(before.state_dict())
+    resumed = run_alone(after.stages(gradient, 1))
+    assert torch.equal(resumed, run_alone(before.stages(gradient, 1)))
+    assert not torch.equal(resumed, run_alone(PowerSGD(1, SHAPES).stages(gradient, 1)))
+
+
 @pytest.mark.parametrize("name", ["zip", "powersgd", "powersgd(0)", "powersgd(-1)", ""])
 def test_an_unknown_compression_is_refused(name):
     with pytest.raises(ValueError, match="powersgd|unknown"):
