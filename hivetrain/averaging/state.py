@@ -7,7 +7,9 @@ params' history. A download is checked against the shapes of the own model befor
 import hashlib
 import itertools
 import math
-from collections.abc import AsyncIterator, Iterator, Sequence
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 MAX_HEADER_BYTES = 8 * 2**20
 CHUNK_BYTES = 2**18
+_PIECE_BYTES = 2**20
 _MAX_ENTRIES_PER_PARAM = 8
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -60,11 +63,7 @@ def as_bytes(tensor: torch.Tensor) -> Any:
 
 def params_digest(module: torch.nn.Module) -> str:
     """SHA-256, in hex, over names, dtypes, shapes and bytes of all params in order of definition."""
-    sha = hashlib.sha256()
-    for name, param in module.named_parameters():
-        sha.update(f"{name}:{param.dtype}:{tuple(param.shape)};".encode())
-        sha.update(as_bytes(param))
-    return sha.hexdigest()
+    return _digest(module.named_parameters())
 
 
 def schema_of(module: torch.nn.Module) -> str:
@@ -200,8 +199,21 @@ def _check_optimizer(listing: Sequence[tuple[str, str, tuple[int, ...]]], optimi
 
 
 def _digest_of(snapshot: Snapshot, module: torch.nn.Module) -> str:
+    return _digest((name, snapshot.tensors[f"param/{name}"]) for name, _ in module.named_parameters())
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A hash over the hashes of pieces, which all cores compute together (hashlib lets other threads run meanwhile)."""
     sha = hashlib.sha256()
-    for name, param in module.named_parameters():
-        sha.update(f"{name}:{param.dtype}:{tuple(param.shape)};".encode())
-        sha.update(as_bytes(snapshot.tensors[f"param/{name}"]))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, tensor in tensors:
+            raw = as_bytes(tensor)
+            sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            pieces = [raw[start : start + _PIECE_BYTES] for start in range(0, len(raw), _PIECE_BYTES)]
+            for piece in map(_sha256, pieces) if len(pieces) == 1 else pool.map(_sha256, pieces):
+                sha.update(piece)
     return sha.hexdigest()
+
+
+def _sha256(data: Any) -> bytes:
+    return hashlib.sha256(data).digest()
