@@ -111,6 +111,10 @@ class Averager(ServicerBase):
         if self._p2p.peer_id not in group.peer_ids:
             why = group.left_out.get(self._p2p.peer_id, "the group lists this peer no longer")
             return replace(report, outcome=Outcome.EXCLUDED, reason=f"left out by the group: {why}"), None
+        if group.offers[group.peer_ids.index(self._p2p.peer_id)] != offer:
+            return replace(
+                report, outcome=Outcome.DISAGREED, reason="the group's leader changed this peer's offer"
+            ), None
         size = len(group.peer_ids)
         report = replace(report, group_size=size)
         if size < quorum:

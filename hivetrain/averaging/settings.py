@@ -21,6 +21,7 @@ class RunSettings:
         target_batch_size: samples per global update.
         compression: codec of the exchange.
         optimizer: class name of the optimizer.
+        protocol: version of what peers say to each other, digests included; raised with each change of it.
     """
 
     model: str
@@ -28,6 +29,7 @@ class RunSettings:
     target_batch_size: int
     compression: str
     optimizer: str
+    protocol: int = 1
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
