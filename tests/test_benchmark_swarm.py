@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_swarm_benchmark_measures_all_its_parts():
     ended = subprocess.run(

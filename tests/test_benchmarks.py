@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_overhead_benchmark_measures_all_four_settings():
     command = ["benchmarks/overhead.py", "--repeats", "1", "--seconds", "0.1", "--target-batch-size", "16"]
