@@ -144,6 +144,13 @@ class Exchange:
                 self.traffic.sent += len(average)
                 yield average
             await reader
+            # Whoever closes a stream may lose what is still under way on it, in both directions. So the member says
+            # goodbye when it has all averages, and the stream is not closed before.
+            async with asyncio.timeout(self.part_timeout_s):
+                if await anext(stream, None) is not None:
+                    self.fail(ExchangeError(f"member {member}: sent more than its parts"))
+        except TimeoutError:
+            self.fail(ExchangeError(f"member {member}: did not take the averages"))
         finally:
             reader.cancel()
 
@@ -153,10 +160,6 @@ class Exchange:
                 data = await self._next(stream, member)
                 self.traffic.received += len(data)
                 self._add(part, member, self._decode_finite(data, part.total.numel()))
-            # The stream is read to its end: closing it under a sender that still says goodbye breaks its pipe.
-            async with asyncio.timeout(self.part_timeout_s):
-                if await anext(stream, None) is not None:
-                    raise ExchangeError("sent more than its parts")
         except (ValueError, TimeoutError, ExchangeError) as error:
             self.fail(ExchangeError(f"member {member}: {error}"))
 
@@ -189,7 +192,8 @@ class Exchange:
             part.average.set_result(self.codec.encode(part.total))
 
     async def _talk_to(self, member: int, open_stream: OpenStream) -> None:
-        async with contextlib.aclosing(open_stream(member, self._outgoing(member))) as answers:
+        has_all = asyncio.Event()
+        async with contextlib.aclosing(open_stream(member, self._outgoing(member, has_all))) as answers:
             for start, stop in self.layout.parts(member):
                 data = await self._next(answers, member)
                 self.traffic.received += len(data)
@@ -197,12 +201,16 @@ class Exchange:
                     self._store(start, stop, data)
                 except ValueError as error:
                     raise ExchangeError(f"member {member}: {error}") from error
+            has_all.set()
+            with contextlib.suppress(ExchangeError):  # all that is needed has arrived
+                await self._next(answers, member)  # the goodbye; returning at once could cut off our own
 
-    async def _outgoing(self, member: int) -> AsyncIterator[bytes]:
+    async def _outgoing(self, member: int, has_all: asyncio.Event) -> AsyncIterator[bytes]:
         for start, stop in self.layout.parts(member):
             data = self.codec.encode(self.vector[start:stop])
             self.traffic.sent += len(data)
             yield data
+        await has_all.wait()
 
     def _store(self, start: int, stop: int, data: bytes) -> None:
         self._result[start:stop] = self.codec.decode(data, stop - start)
