@@ -50,7 +50,7 @@ class Layout:
 
 @dataclass
 class _Part:
-    """One part being reduced here: the running sum and, once all have arrived, the encoded average."""
+    """One part being reduced here: the running sum (a view of the result) and the encoded average when all are in."""
 
     total: torch.Tensor
     missing: set[int]
@@ -94,7 +94,7 @@ class Exchange:
         self._total_weight = float(sum(self.weights))
         self._failure: asyncio.Future[None] = loop.create_future()
         self._parts = [
-            _Part(torch.zeros(stop - start), set(everyone), loop.create_future())
+            _Part(self._result[start:stop], set(everyone), loop.create_future())
             for start, stop in self.layout.parts(self.me)
         ]
 
@@ -185,9 +185,14 @@ class Exchange:
     def _add(self, part: _Part, member: int, values: torch.Tensor) -> None:
         if member not in part.missing:
             raise ExchangeError(f"member {member} sent a part twice")
+        is_first = len(part.missing) == len(self.weights)
         part.missing.discard(member)
         # fp32 sums are commutative but not associative; only this member computes them, so all see the same rounding.
-        part.total.add_(values, alpha=self.weights[member] / self._total_weight)
+        share = self.weights[member] / self._total_weight
+        if is_first:
+            torch.mul(values, share, out=part.total)
+        else:
+            part.total.add_(values, alpha=share)
         if not part.missing and not part.average.done():
             part.average.set_result(self.codec.encode(part.total))
 
