@@ -41,7 +41,7 @@ class Plan:
     sizes: tuple[int, ...] = (10_000_000, 50_000_000)
     exchange_groups: tuple[int, ...] = (2, 3)
     repeats: int = 5
-    compressions: tuple[str, ...] = ("none", "fp16", "int8", "powersgd(4)", "powersgd(8)")
+    compressions: tuple[str, ...] = ("none", "fp16", "int8", "powersgd(8)", "powersgd(16)")
     task: swarm_compression.Task = swarm_compression.Task(updates=300)
     joins: int = 3
     digest_layers: int = 9

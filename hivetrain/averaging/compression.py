@@ -67,7 +67,7 @@ class PowerSGD(Compressor):
     def __init__(self, rank: int, shapes: Sequence[torch.Size]) -> None:
         if rank < 1:
             raise ValueError("the rank of powersgd must be at least 1")
-        self.codec, self.rank = CODECS["none"], rank
+        self.codec, self.rank = CODECS["fp16"], rank  # the factors; what rounding loses is not owed
         self._error: torch.Tensor | None = None
         self._next_error: torch.Tensor | None = None
         self._matrices: list[tuple[int, int, int]] = []  # (offset, rows, columns)
