@@ -13,6 +13,7 @@ from hivetrain.data.encoding import Encoder, TiktokenEncoder, TokenizersEncoder,
 from hivetrain.data.folder import FolderCorpus
 from hivetrain.data.hub import HubCorpus
 from hivetrain.data.manifest import CorpusManifest, ManifestFile
+from hivetrain.data.reader import SlotReader
 from hivetrain.data.stream import BlockAddress, Cursor
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "HubCorpus",
     "ManifestFile",
     "RefinedWebDataModule",
+    "SlotReader",
     "TiktokenEncoder",
     "TokenizersEncoder",
     "Verdict",

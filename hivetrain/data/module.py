@@ -109,6 +109,11 @@ class RefinedWebDataModule(pl.LightningDataModule):
         )
 
     @property
+    def units(self) -> UnitBlocks:
+        """Makes the blocks of a unit, as training gets them."""
+        return UnitBlocks(self.corpus, self.encoder, self.block_size, self._cache)
+
+    @property
     def cursor(self) -> Cursor:
         """The next block that will be trained on."""
         return self._stream.cursor if self._stream else Cursor()
@@ -117,6 +122,13 @@ class RefinedWebDataModule(pl.LightningDataModule):
     def consumed_addresses(self) -> tuple[BlockAddress, ...]:
         """The blocks of the batch that was last taken for training."""
         return self._stream.addresses if self._stream else ()
+
+    def collate(self, blocks: torch.Tensor) -> Batch:
+        """The batch that training gets for these blocks, (B, T) int64."""
+        if not self.isolate_documents:
+            return {"input_ids": blocks}
+        positions = document_positions(blocks, self.encoder.eos_id)
+        return {"input_ids": blocks, "position_ids": positions, "attention_mask": document_mask(positions)}
 
     def setup(self, stage: str) -> None:
         """Open corpus and tokenizer, so that whatever is wrong with them is said before training."""
@@ -134,13 +146,13 @@ class RefinedWebDataModule(pl.LightningDataModule):
         """The endless stream of this miner's slot, from the cursor on."""
         slot = self._own_slot()
         self._stream = SlotStream(
-            UnitBlocks(self.corpus, self.encoder, self.block_size, self._cache),
+            self.units,
             self.assignment,
             slot,
             self._start(slot),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate=self._collate,
+            collate=self.collate,
             consume_on_yield=self.trainer is None,
         )
         return self._stream
@@ -254,10 +266,4 @@ class RefinedWebDataModule(pl.LightningDataModule):
         return to_ids(rows)[: self.val_blocks]
 
     def _collate_rows(self, rows: list[torch.Tensor]) -> Batch:
-        return self._collate(torch.stack(rows))
-
-    def _collate(self, blocks: torch.Tensor) -> Batch:
-        if not self.isolate_documents:
-            return {"input_ids": blocks}
-        positions = document_positions(blocks, self.encoder.eos_id)
-        return {"input_ids": blocks, "position_ids": positions, "attention_mask": document_mask(positions)}
+        return self.collate(torch.stack(rows))

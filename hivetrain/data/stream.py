@@ -156,7 +156,9 @@ class SlotStream:
         """Units with their blocks, each at the cursor of its first block to be used."""
         start = self.cursor
         barren = 0
-        for (at, unit), blocks in zip(self._places(start), self._unit_loader(start), strict=False):
+        for (at, unit), blocks in zip(
+            places(self.assignment, self.slot, start), self._unit_loader(start), strict=False
+        ):
             if isinstance(blocks, DataError):
                 raise blocks
             barren = 0 if len(blocks) else barren + 1
@@ -165,30 +167,33 @@ class SlotStream:
             yield at, unit, blocks
 
     def _unit_loader(self, start: Cursor) -> DataLoader[torch.Tensor | DataError]:
-        return unit_loader(self.units, _Numbers(self._places, start), self.num_workers)
+        return unit_loader(self.units, _Numbers(self.assignment, self.slot, start), self.num_workers)
 
-    def _places(self, start: Cursor) -> Iterator[tuple[Cursor, int]]:
-        assignment = self.assignment.at_pass(start.data_pass)
-        window, place, block = start.window, start.place, start.block
-        while True:
-            while window < assignment.n_windows:
-                for i, unit in enumerate(assignment.units(window, self.slot)):
-                    if i >= place:
-                        yield Cursor(assignment.data_pass, window, i, block), unit
-                        block = 0
-                window, place = window + 1, 0
-            assignment, window = assignment.at_pass(assignment.data_pass + 1), 0
+
+def places(assignment: DataAssignment, slot: int, start: Cursor) -> Iterator[tuple[Cursor, int]]:
+    """The units of a slot's stream without end, each at the cursor of its first block to be used."""
+    assignment = assignment.at_pass(start.data_pass)
+    window, place, block = start.window, start.place, start.block
+    while True:
+        while window < assignment.n_windows:
+            for i, unit in enumerate(assignment.units(window, slot)):
+                if i >= place:
+                    yield Cursor(assignment.data_pass, window, i, block), unit
+                    block = 0
+            window, place = window + 1, 0
+        assignment, window = assignment.at_pass(assignment.data_pass + 1), 0
 
 
 class _Numbers:
     """The unit numbers of a stream, as the sampler of a DataLoader."""
 
-    def __init__(self, places: Callable[[Cursor], Iterator[tuple[Cursor, int]]], start: Cursor) -> None:
-        self.places = places
+    def __init__(self, assignment: DataAssignment, slot: int, start: Cursor) -> None:
+        self.assignment = assignment
+        self.slot = slot
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        return (unit for _, unit in self.places(self.start))
+        return (unit for _, unit in places(self.assignment, self.slot, self.start))
 
 
 def unit_loader(units: UnitBlocks, numbers: Any, num_workers: int) -> DataLoader[torch.Tensor | DataError]:
