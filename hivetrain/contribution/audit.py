@@ -174,7 +174,7 @@ def _wrong_reveal(contribution: Contribution, reveal: Reveal, drawn: Sequence[in
         return "The reveal is of another contribution."
     shown = [revealed.index for revealed in reveal.leaves]
     if shown != list(drawn):
-        return f"{_named(drawn)} drawn, {_named(shown)} revealed."
+        return f"{_named(drawn)} drawn, {_named(shown).lower()} revealed."
     for revealed in reveal.leaves:
         leaf_hash = revealed.leaf.hash
         if not merkle.verify(contribution.root, contribution.microbatches, revealed.index, leaf_hash, revealed.path):
