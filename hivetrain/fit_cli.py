@@ -24,7 +24,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-from hivetrain.callbacks import GenerationSample, MinerReport, StopAtSwarmEpoch, SwarmCheckpoint, SwarmProgress
+from hivetrain.callbacks import (
+    ContributionPublisher,
+    GenerationSample,
+    MinerReport,
+    StopAtSwarmEpoch,
+    SwarmCheckpoint,
+    SwarmProgress,
+)
 from hivetrain.config_errors import describe
 from hivetrain.errors import UserError
 
@@ -35,6 +42,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "checkpoint": SwarmCheckpoint,
     "sample": GenerationSample,
     "report": MinerReport,
+    "contribute": ContributionPublisher,
     "progress": SwarmProgress,
 }
 

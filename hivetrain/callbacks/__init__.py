@@ -1,9 +1,17 @@
 """What a run shows, keeps and reports: each a Lightning callback that any strategy may use."""
 
 from hivetrain.callbacks.checkpoint import SwarmCheckpoint
+from hivetrain.callbacks.contribution import ContributionPublisher
 from hivetrain.callbacks.progress import SwarmProgress
 from hivetrain.callbacks.report import MinerReport
 from hivetrain.callbacks.sample import GenerationSample
 from hivetrain.callbacks.stop import StopAtSwarmEpoch
 
-__all__ = ["GenerationSample", "MinerReport", "StopAtSwarmEpoch", "SwarmCheckpoint", "SwarmProgress"]
+__all__ = [
+    "ContributionPublisher",
+    "GenerationSample",
+    "MinerReport",
+    "StopAtSwarmEpoch",
+    "SwarmCheckpoint",
+    "SwarmProgress",
+]
