@@ -143,6 +143,7 @@ def _average(codec: str, vectors: list[Any], addresses: list[str], num_peers: in
     from hivemind.dht.crypto import RSASignatureValidator
 
     from hivetrain.averaging.compression import make_compressor
+    from hivetrain.averaging.held import HeldState
     from hivetrain.averaging.peer import PeerOptions, SwarmPeer
     from hivetrain.averaging.settings import RunSettings
     from hivetrain.swarm import start_dht
@@ -152,7 +153,8 @@ def _average(codec: str, vectors: list[Any], addresses: list[str], num_peers: in
     compressor = make_compressor(codec, [torch.Size([0])])
     settings = RunSettings("vectors", 0, num_peers, codec, "none")
     options = PeerOptions(f"exchange-{codec}", 10.0, ROUND_S, 60.0, None, 1.0, False)
-    peer = SwarmPeer(dht, validator.local_public_key, settings, options, compressor.codec, lambda: None)
+    held = HeldState(torch.nn.Module(), torch.optim.SGD([torch.zeros(1)]), 0)  # nothing is served
+    peer = SwarmPeer(dht, validator.local_public_key, settings, options, compressor.codec, held)
     epochs = itertools.count()
 
     def once(vector: Any) -> float:

@@ -106,6 +106,7 @@ def _begin(num_params: int, addresses: list[str], peers: int) -> tuple[dict[str,
     from hivetrain.averaging.peer import PeerOptions, SwarmPeer
     from hivetrain.averaging.settings import RunSettings
     from hivetrain.averaging.state import schema_of
+    from hivetrain.averaging.watch import Watchers
     from hivetrain.swarm import start_dht
 
     width = WIDTH if num_params >= WIDTH**2 else int(num_params**0.5)
@@ -115,6 +116,7 @@ def _begin(num_params: int, addresses: list[str], peers: int) -> tuple[dict[str,
     collaboration = Collaboration(
         module, optimizer, target_batch_size=1, policy="retry", matchmaking_time_s=3.0, averaging_timeout_s=60.0,
         overlap=False, compression="none", on_epoch=lambda epoch: None, on_report=lambda report: None,
+        watchers=Watchers(), keep_updates_bytes=0,
     )  # fmt: skip
     settings = RunSettings(schema_of(module), collaboration.accumulator.numel, 1, "none", "AdamW")
     options = PeerOptions("joining", 3.0, 60.0, 30.0, None, 1.0, False)
@@ -123,7 +125,7 @@ def _begin(num_params: int, addresses: list[str], peers: int) -> tuple[dict[str,
     dht = start_dht(addresses, record_validators=(validator,))
     marks.append(time.monotonic())
     peer = SwarmPeer(
-        dht, validator.local_public_key, settings, options, collaboration.compressor.codec, collaboration.snapshot
+        dht, validator.local_public_key, settings, options, collaboration.compressor.codec, collaboration.held
     )
     peer.open(lambda: False)
     marks.append(time.monotonic())

@@ -17,20 +17,20 @@ class GradientAccumulator:
     """
 
     def __init__(self, params: Iterable[torch.nn.Parameter]) -> None:
-        self._params = [param for param in params if param.requires_grad]
-        if not self._params:
+        self.params = [param for param in params if param.requires_grad]
+        if not self.params:
             raise ValueError("the optimizer has no trainable params")
-        sizes = [param.numel() for param in self._params]
-        self._sum = torch.zeros(sum(sizes), dtype=torch.float32, device=self._params[0].device)
-        self._views = [view.view_as(param) for view, param in zip(self._sum.split(sizes), self._params, strict=True)]
+        sizes = [param.numel() for param in self.params]
+        self._sum = torch.zeros(sum(sizes), dtype=torch.float32, device=self.params[0].device)
+        self._views = [view.view_as(param) for view, param in zip(self._sum.split(sizes), self.params, strict=True)]
         self.numel = self._sum.numel()
-        self.shapes = [param.shape for param in self._params]
+        self.shapes = [param.shape for param in self.params]
         self.samples = 0
 
     @torch.no_grad()
     def add(self, samples: int) -> None:
         """Adds the params' ``.grad``, a mean over ``samples`` samples. Params without a gradient count as zero."""
-        pairs = [(view, p.grad) for view, p in zip(self._views, self._params, strict=True) if p.grad is not None]
+        pairs = [(view, p.grad) for view, p in zip(self._views, self.params, strict=True) if p.grad is not None]
         if pairs:
             views, grads = zip(*pairs, strict=True)
             torch._foreach_add_(list(views), [grad.to(torch.float32) for grad in grads], alpha=samples)
@@ -49,8 +49,8 @@ class GradientAccumulator:
     @torch.no_grad()
     def put(self, gradient: torch.Tensor) -> None:
         """Writes a flat gradient, shape (n,), into the params' ``.grad``."""
-        parts = gradient.to(self._sum.device).split([param.numel() for param in self._params])
-        for param, part in zip(self._params, parts, strict=True):
+        parts = gradient.to(self._sum.device).split([param.numel() for param in self.params])
+        for param, part in zip(self.params, parts, strict=True):
             param.grad = part.view_as(param).to(param.dtype)
 
     def reset(self) -> None:

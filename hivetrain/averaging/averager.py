@@ -1,4 +1,4 @@
-"""The peer's side of the swarm's protocol: group, exchange, vote, and the state for those who come late.
+"""The peer's side of the swarm's protocol: group, exchange, vote.
 
 It serves remote calls on the network loop of this process (hivemind's averager is a process of its own; here the only
 extra processes are the DHT node and its libp2p daemon, so there is less that can be left behind).
@@ -16,7 +16,7 @@ from typing import AsyncIterator  # noqa: UP035  # hivemind reads the annotation
 
 import torch
 from hivemind.dht import DHT
-from hivemind.p2p import P2P, P2PContext, P2PDaemonError, P2PHandlerError, PeerID, ServicerBase
+from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.proto import averaging_pb2, runtime_pb2
 
 from hivetrain.averaging.codecs import Codec
@@ -26,17 +26,16 @@ from hivetrain.averaging.group import Group, Matchmaker, Offer
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.round import Round, Verdict
 from hivetrain.averaging.staged import StagedExchange
-from hivetrain.averaging.state import Snapshot, StateError, receive
+from hivetrain.averaging.transfer import NETWORK_ERRORS
 
 logger = logging.getLogger(__name__)
 
 _EARLY_S = 10.0  # how long a groupmate's message may be ahead of the group's own arrival here
 _MAX_EARLY = 256
-_NETWORK_ERRORS = (P2PDaemonError, P2PHandlerError, ConnectionError, OSError, EOFError)
 
 
 class Averager(ServicerBase):
-    """Runs rounds with other peers and serves the own state.
+    """Runs rounds with other peers.
 
     Args:
         dht: a running DHT node.
@@ -45,23 +44,22 @@ class Averager(ServicerBase):
         matchmaking_time_s: how long a round waits for peers that have not come yet.
         part_timeout_s: longest silence of a groupmate during an exchange.
         max_samples: cap on a member's averaging weight, given the number of members.
-        snapshot: returns the state to serve, or None while there is none.
     """
 
     def __init__(
         self, dht: DHT, prefix: str, codec: Codec, *, matchmaking_time_s: float, part_timeout_s: float,
-        client_mode: bool, max_samples: Callable[[int], int], snapshot: Callable[[], Snapshot | None],
+        client_mode: bool, max_samples: Callable[[int], int],
     ) -> None:  # fmt: skip
         self._dht, self._prefix, self._codec = dht, prefix, codec
         self._matchmaking_time_s, self._part_timeout_s = matchmaking_time_s, part_timeout_s
-        self._client_mode, self._max_samples, self._snapshot = client_mode, max_samples, snapshot
+        self._client_mode, self._max_samples = client_mode, max_samples
         self._rounds: dict[bytes, Round] = {}
         self._new_round = asyncio.Condition()
         self._early = 0
 
-    async def start(self) -> None:
-        """Connects to the DHT node's libp2p daemon and begins to serve."""
-        self._p2p: P2P = await self._dht.replicate_p2p()
+    async def start(self, p2p: P2P) -> None:
+        """Begins to serve through the DHT node's libp2p daemon."""
+        self._p2p = p2p
         self._matchmaker = Matchmaker(
             self._p2p,
             self._dht,
@@ -130,6 +128,7 @@ class Averager(ServicerBase):
             outcome=verdict.outcome,
             fraction=verdict.fraction,
             samples=sum(member.samples for member in group.offers) if committed else 0,
+            members=group.members(self._max_samples(size)) if committed else (),
             exchange_s=verdict.seconds,
             bytes_sent=verdict.bytes_sent,
             bytes_received=verdict.bytes_received,
@@ -160,34 +159,6 @@ class Averager(ServicerBase):
             return await round_.run(open_stream, send_ballot, timeout_s)
         finally:
             asyncio.get_running_loop().call_later(2 * self._part_timeout_s, self._rounds.pop, group.name, None)
-
-    async def download(
-        self, peer_id: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer, timeout_s: float
-    ) -> Snapshot:
-        """Fetches a peer's state.
-
-        Raises:
-            StateError: the peer has none to give, or it does not fit, or it did not come in time.
-        """
-        try:
-            return await asyncio.wait_for(self._download(PeerID.from_base58(peer_id), module, optimizer), timeout_s)
-        except TimeoutError:
-            raise StateError(f"{peer_id[-8:]} did not send its state within {timeout_s:g} s") from None
-        except (*_NETWORK_ERRORS, ValueError) as error:
-            raise StateError(f"{peer_id[-8:]} cannot be asked for its state: {error}") from error
-
-    async def _download(self, peer_id: PeerID, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
-        stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
-        stream = await stub.rpc_download_state(averaging_pb2.DownloadRequest())
-        first = await anext(aiter(stream), None)
-        if first is None or not first.metadata:
-            raise StateError(f"{str(peer_id)[-8:]} has no state to give")
-
-        async def chunks() -> AsyncIteratorABC[bytes]:
-            async for message in stream:
-                yield message.tensor_part.buffer
-
-        return await receive(first.metadata, chunks(), module, optimizer)
 
     async def rpc_join_group(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
@@ -238,17 +209,6 @@ class Averager(ServicerBase):
             code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=ballot)
         )
 
-    async def rpc_download_state(
-        self, _request: averaging_pb2.DownloadRequest, _context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.DownloadData]:
-        """A peer that joins or has drifted asks for our state."""
-        snapshot = await asyncio.to_thread(self._snapshot)
-        if snapshot is None:
-            return
-        yield averaging_pb2.DownloadData(metadata=snapshot.header())
-        for chunk in snapshot.chunks():
-            yield averaging_pb2.DownloadData(tensor_part=runtime_pb2.Tensor(buffer=chunk))
-
     async def _round_of(self, group_id: bytes) -> Round | None:
         """The round, waiting a little for one that a groupmate learned of before this peer did."""
         if group_id in self._rounds or self._early >= _MAX_EARLY:
@@ -279,7 +239,7 @@ class Averager(ServicerBase):
                 if message.code != averaging_pb2.AVERAGED_PART:
                     raise ExchangeError(f"{str(peer_id)[-8:]} has given up")
                 yield message.tensor_part.buffer
-        except _NETWORK_ERRORS as error:
+        except NETWORK_ERRORS as error:
             raise ExchangeError(f"{str(peer_id)[-8:]} is gone: {error}") from error
 
     async def _send_ballot(self, group_id: bytes, peer_id: PeerID, ballot: bytes) -> bytes:
@@ -287,7 +247,7 @@ class Averager(ServicerBase):
         try:
             stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
             answer = await stub.rpc_vote(message, timeout=self._part_timeout_s)
-        except (*_NETWORK_ERRORS, TimeoutError) as error:
+        except (*NETWORK_ERRORS, TimeoutError) as error:
             raise ExchangeError(f"no answer of {str(peer_id)[-8:]}: {error}") from error
         if answer.code != averaging_pb2.AVERAGED_PART:
             raise ExchangeError(f"{str(peer_id)[-8:]} does not know the group")

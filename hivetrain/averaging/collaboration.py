@@ -5,7 +5,6 @@ params hold. A failed round leaves params, optimizer and accumulated gradient as
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +13,13 @@ import torch
 
 from hivetrain.averaging.accumulator import GradientAccumulator
 from hivetrain.averaging.compression import make_compressor
+from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.pace import Pace
 from hivetrain.averaging.peer import Attempt, SwarmPeer
 from hivetrain.averaging.progress import SwarmView
-from hivetrain.averaging.report import Outcome, RoundReport
-from hivetrain.averaging.state import Snapshot, StateError, load_snapshot, params_digest, take_snapshot
+from hivetrain.averaging.report import Member, Outcome, RoundReport
+from hivetrain.averaging.state import StateError
+from hivetrain.averaging.watch import Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Collaboration:
         compression: name of the compressor; see ``compression.make_compressor``.
         on_epoch: called with the new epoch after each change of it.
         on_report: called with each report.
+        watchers: who follows this peer's work.
+        keep_updates_bytes: bytes of past averaged gradients to keep for those who follow the run.
     """
 
     def __init__(
@@ -56,26 +59,30 @@ class Collaboration:
         compression: str,
         on_epoch: Callable[[int], None],
         on_report: Callable[[RoundReport], None],
+        watchers: Watchers,
+        keep_updates_bytes: int,
     ) -> None:
         self._module, self._optimizer = module, optimizer
         self._target, self._policy = target_batch_size, policy
         self._matchmaking_time_s, self._averaging_timeout_s = matchmaking_time_s, averaging_timeout_s
         self._overlap = overlap
         self._pending: Attempt | None = None
-        self._on_epoch, self._on_report = on_epoch, on_report
+        self._on_epoch, self._on_report, self._watchers = on_epoch, on_report, watchers
+        self.held = HeldState(module, optimizer, keep_updates_bytes)
         self.accumulator = GradientAccumulator(p for group in optimizer.param_groups for p in group["params"])
         self.compressor = make_compressor(compression, self.accumulator.shapes)
-        self.epoch = 0
         self.rounds: list[RoundReport] = []
         self.samples_contributed = 0
         self.samples_dropped = 0
         self._peer: SwarmPeer | None = None
-        self._digest = ""
-        self._lock = threading.Lock()
-        self._served: Snapshot | None = None
         self._pace = Pace(target_batch_size)
         self._next_sync = 0.0
         self._ahead_since: float | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Finished global updates."""
+        return self.held.epoch
 
     @property
     def peer(self) -> SwarmPeer:
@@ -85,7 +92,7 @@ class Collaboration:
     def begin(self, peer: SwarmPeer) -> None:
         """Takes part from now on: fetches the swarm's state if it is not the own, then shows up among the peers."""
         self._peer = peer
-        self._digest = params_digest(self._module)
+        self.held.open()
         self._pace.start()
         peer.refresh()
         if not self._in_step():
@@ -95,11 +102,12 @@ class Collaboration:
 
     def end(self) -> None:
         """Serves no state any more."""
-        with self._lock:
-            self._peer = self._served = None
+        self._peer = None
+        self.held.close()
 
     def add(self, samples: int) -> None:
         """Adds the params' gradients, a mean over ``samples`` samples, to this epoch's sum."""
+        self._watchers.on_microbatch(samples)
         self.accumulator.add(samples)
         self._pace.add(samples)
 
@@ -123,13 +131,6 @@ class Collaboration:
                 else:
                     self._update(step)
 
-    def snapshot(self) -> Snapshot | None:
-        """The state to serve to others, None while there is none; safe on any thread."""
-        with self._lock:
-            if self._peer is not None and self._served is None:
-                self._served = take_snapshot(self._module, self._optimizer, self.epoch, self._digest)
-            return self._served
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "swarm_epoch": self.epoch,
@@ -141,7 +142,7 @@ class Collaboration:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = int(state["swarm_epoch"])
+        self.held.epoch = int(state["swarm_epoch"])
         self.samples_contributed = int(state["samples_contributed"])
         self.samples_dropped = int(state["samples_dropped"])
         self.accumulator.load_state_dict(state["accumulator"])
@@ -165,9 +166,8 @@ class Collaboration:
             self.peer.retract()  # others must not wait for a peer that cannot follow
             self._next_sync = time.monotonic() + _RETRY_SYNC_S
             return False
-        with self._lock:
-            load_snapshot(snapshot, self._module, self._optimizer)
-            self._set_epoch(snapshot.epoch, snapshot.digest)
+        self.held.take_over(snapshot)
+        self._on_epoch(self.epoch)
         self.compressor.reset()
         dropped = self.accumulator.samples
         self._drop()
@@ -184,7 +184,7 @@ class Collaboration:
             # Whoever commits first is ahead for a moment. Who stays ahead went its own way: most peers decide.
             self._ahead_since = self._ahead_since or time.monotonic()
             return time.monotonic() - self._ahead_since > 2 * self._matchmaking_time_s
-        return bool(view.digest) and view.digest != bytes.fromhex(self._digest)[: len(view.digest)]
+        return bool(view.digest) and view.digest != bytes.fromhex(self.held.digest)[: len(view.digest)]
 
     def _update(self, step: Callable[[], Any]) -> None:
         deadline = time.monotonic() + self._averaging_timeout_s
@@ -218,28 +218,39 @@ class Collaboration:
         self, gradient: torch.Tensor, samples: int, timeout_s: float
     ) -> tuple[RoundReport, torch.Tensor | None]:
         view = self.peer.refresh()
+        commitment = self._watchers.on_commit(self.epoch, self.held.digest, samples)
         if len(view.peers) == 1:
-            return self._alone(samples), gradient
+            return self._alone(samples, commitment), gradient
         if all(peer.client_mode for peer in view.peers):
             logger.warning("all peers are in client mode: none can be dialled, so no group can form")
         attempt = self.peer.start_average(
-            self.compressor, gradient, samples, view, max(timeout_s, self._matchmaking_time_s)
+            self.compressor, gradient, samples, commitment, view, max(timeout_s, self._matchmaking_time_s)
         )
         return self.peer.finish_average(attempt, lambda: self._is_out_of_step(self.peer.view()))
 
-    def _alone(self, samples: int) -> RoundReport:
-        why = "no other live peer"
-        return RoundReport(self.epoch, Outcome.ALONE, fraction=1.0, samples=samples, local_samples=samples, reason=why)
+    def _alone(self, samples: int, commitment: bytes) -> RoundReport:
+        return RoundReport(
+            self.epoch,
+            Outcome.ALONE,
+            fraction=1.0,
+            samples=samples,
+            local_samples=samples,
+            reason="no other live peer",
+            members=(Member(self.peer.peer_id, samples, float(samples), commitment),),
+        )
 
     def _start_overlapped(self, step: Callable[[], Any]) -> None:
         gradient, samples, view = self.accumulator.mean(), self.accumulator.samples, self.peer.view()
         self.accumulator.reset()
+        commitment = self._watchers.on_commit(self.epoch, self.held.digest, samples)
         if len(view.peers) == 1:
-            report = self._alone(samples)
+            report = self._alone(samples, commitment)
             self._record(report)
             return self._apply(gradient, report, step)
-        self.peer.announce(self.epoch, samples, self._pace.samples_per_s, self._digest, waiting=True)
-        self._pending = self.peer.start_average(self.compressor, gradient, samples, view, self._averaging_timeout_s)
+        self.peer.announce(self.epoch, samples, self._pace.samples_per_s, self.held.digest, waiting=True)
+        self._pending = self.peer.start_average(
+            self.compressor, gradient, samples, commitment, view, self._averaging_timeout_s
+        )
         return None
 
     def _finish_overlapped(self, attempt: Attempt, step: Callable[[], Any]) -> None:
@@ -262,19 +273,16 @@ class Collaboration:
     def _apply(self, gradient: torch.Tensor, report: RoundReport, step: Callable[[], Any]) -> None:
         if report.outcome is Outcome.AVERAGED:
             self.compressor.commit()
-        with self._lock:
+        with self.held.step(report, gradient):
             self.accumulator.put(gradient)
             step()
             self._optimizer.zero_grad()
             if not self._overlap:  # else what is there belongs to the next update already
                 self.accumulator.reset()
             self.samples_contributed += report.local_samples
-            self._set_epoch(self.epoch + 1, params_digest(self._module))
+        self._on_epoch(self.epoch)
+        self._watchers.on_update(report)
         self._announce()
-
-    def _set_epoch(self, epoch: int, digest: str) -> None:
-        self.epoch, self._digest, self._served = epoch, digest, None
-        self._on_epoch(epoch)
 
     def _drop(self) -> None:
         if self._pending is not None:
@@ -283,9 +291,10 @@ class Collaboration:
             self._pending = None
         self.samples_dropped += self.accumulator.samples
         self.accumulator.reset()
+        self._watchers.on_dropped()
 
     def _announce(self, waiting: bool = False) -> None:
-        self.peer.announce(self.epoch, self.accumulator.samples, self._pace.samples_per_s, self._digest, waiting)
+        self.peer.announce(self.epoch, self.accumulator.samples, self._pace.samples_per_s, self.held.digest, waiting)
 
     def _record(self, report: RoundReport) -> None:
         self.rounds.append(report)

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import msgpack
@@ -20,12 +20,15 @@ from hivemind.p2p import P2P, PeerID, ServicerBase
 from hivemind.proto import averaging_pb2
 from hivemind.utils import get_dht_time
 
+from hivetrain.averaging.report import Member
+
 logger = logging.getLogger(__name__)
 
 MAX_OFFER_BYTES = 512
 MAX_MEMBERS = 1024
 DIGEST_BYTES = 16
 NONCE_BYTES = 8
+MAX_COMMITMENT_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Offer:
         samples: samples behind its gradient.
         bandwidth: relative bandwidth for the slices; 0 for a peer that cannot be reached (client mode).
         nonce: 8 random bytes, new for each attempt.
+        commitment: up to 32 bytes to which the peer binds itself before all members; b"" for nothing.
     """
 
     fingerprint: bytes
@@ -47,10 +51,10 @@ class Offer:
     samples: int
     bandwidth: float
     nonce: bytes
+    commitment: bytes = b""
 
     def to_bytes(self) -> bytes:
-        fields = (self.fingerprint, self.epoch, self.digest, self.samples, self.bandwidth, self.nonce)
-        return msgpack.packb(fields)
+        return msgpack.packb(astuple(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Offer":
@@ -58,17 +62,19 @@ class Offer:
         if len(data) > MAX_OFFER_BYTES:
             raise ValueError(f"an offer has at most {MAX_OFFER_BYTES} bytes, got {len(data)}")
         try:
-            fingerprint, epoch, digest, samples, bandwidth, nonce = msgpack.unpackb(data)
+            fingerprint, epoch, digest, samples, bandwidth, nonce, commitment = msgpack.unpackb(data)
         except Exception as error:  # msgpack raises a dozen types on garbage
             raise ValueError(f"not an offer: {error}") from None
-        typed = all(isinstance(field, bytes) for field in (fingerprint, digest, nonce)) and isinstance(bandwidth, float)
-        if not typed or type(epoch) is not int or type(samples) is not int:
+        typed = all(isinstance(field, bytes) for field in (fingerprint, digest, nonce, commitment))
+        if not typed or not isinstance(bandwidth, float) or type(epoch) is not int or type(samples) is not int:
             raise ValueError("an offer's fields have other types")
         if len(fingerprint) != DIGEST_BYTES or len(digest) != DIGEST_BYTES or len(nonce) != NONCE_BYTES or epoch < 0:
             raise ValueError("an offer's fields are out of range")
         if not 0 < samples < 2**53 or not 0 <= bandwidth < 1e12:
             raise ValueError("an offer's samples or bandwidth are out of range")
-        return cls(fingerprint, epoch, digest, samples, bandwidth, nonce)
+        if len(commitment) > MAX_COMMITMENT_BYTES:
+            raise ValueError("an offer's commitment is too long")
+        return cls(fingerprint, epoch, digest, samples, bandwidth, nonce, commitment)
 
     @property
     def state(self) -> tuple[bytes, int, bytes]:
@@ -123,6 +129,14 @@ class Group:
     def weights(self, max_samples: int) -> tuple[float, ...]:
         """Averaging weights: each member's samples, none above ``max_samples``."""
         return tuple(float(min(offer.samples, max_samples)) for offer in self.offers)
+
+    def members(self, max_samples: int) -> tuple[Member, ...]:
+        """Who takes part, with what."""
+        weights = self.weights(max_samples)
+        return tuple(
+            Member(str(peer_id), offer.samples, weight, offer.commitment)
+            for peer_id, offer, weight in zip(self.peer_ids, self.offers, weights, strict=True)
+        )
 
     def slices(self, numel: int) -> tuple[int, ...]:
         """Elements that each member reduces, in proportion to its bandwidth; all zero if no member can be reached.

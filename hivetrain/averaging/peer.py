@@ -22,11 +22,14 @@ from hivetrain.averaging.averager import Averager
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Compressor
 from hivetrain.averaging.group import DIGEST_BYTES, NONCE_BYTES, Offer
+from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.loop import Interrupted, NetworkLoop
 from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.settings import RunSettings, SettingsMismatch
 from hivetrain.averaging.state import Snapshot, StateError
+from hivetrain.averaging.transfer import TransferService
+from hivetrain.swarm.records import read_records, store_record
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +94,14 @@ class SwarmPeer:
         settings: what all peers of the run have in common.
         options: how this peer takes part.
         codec: of the run's compressor.
-        snapshot: returns the state to serve, or None while there is none; called from another thread.
+        held: the state to serve.
     """
 
     def __init__(
         self, dht: DHT, subkey: bytes, settings: RunSettings, options: PeerOptions, codec: Codec,
-        snapshot: Callable[[], Snapshot | None],
+        held: HeldState,
     ) -> None:  # fmt: skip
-        self._dht, self._subkey, self._settings, self._options, self._snapshot = (
-            dht, subkey, settings, options, snapshot,
-        )  # fmt: skip
+        self._dht, self._subkey, self._settings, self._options, self._held = dht, subkey, settings, options, held
         self._codec = codec
         self._loop = NetworkLoop(f"hivetrain-{options.run_id}")
         self._own = Progress(str(dht.peer_id), settings.fingerprint, client_mode=options.client_mode)
@@ -150,12 +151,19 @@ class SwarmPeer:
         return self.view()
 
     def start_average(
-        self, compressor: Compressor, gradient: torch.Tensor, samples: int, view: SwarmView, timeout_s: float
-    ) -> "Attempt":
+        self,
+        compressor: Compressor,
+        gradient: torch.Tensor,
+        samples: int,
+        commitment: bytes,
+        view: SwarmView,
+        timeout_s: float,
+    ) -> Attempt:
         """Starts to average ``gradient`` (n,), fp32 on CPU, with a majority of the live peers; returns at once."""
         bandwidth = 0.0 if self._options.client_mode else self._options.bandwidth
         own = self._own
-        offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, os.urandom(NONCE_BYTES))
+        nonce = os.urandom(NONCE_BYTES)
+        offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, nonce, commitment)
         expected, target = len(view.peers), view.group_target(own.epoch)
         stages = compressor.stages(gradient, own.epoch)
         grouped = threading.Event()
@@ -196,7 +204,7 @@ class SwarmPeer:
         random.shuffle(donors)
         for donor in sorted(donors, key=lambda p: (p.epoch, p.digest) != (view.epoch, view.digest)):
             try:
-                work = self._averager.download(donor.peer_id, module, optimizer, self._options.averaging_timeout_s)
+                work = self._transfer.fetch_state(donor.peer_id, module, optimizer, self._options.averaging_timeout_s)
                 snapshot = self._call(work, self._options.averaging_timeout_s + 5)
             except (StateError, TimeoutError) as error:
                 failures.append(str(error))
@@ -213,6 +221,21 @@ class SwarmPeer:
         while view.epoch < snapshot.epoch and time.monotonic() < deadline:
             view = self.refresh()
         return held == (view.epoch, view.digest)
+
+    def publish(self, key: str, subkey: bytes, value: bytes, expires: float, timeout_s: float) -> bool:
+        """Stores a record that a hotkey sealed; returns whether it was taken. Safe on any thread."""
+        try:
+            return self._call(store_record(self._dht, key, subkey, value, expires, timeout_s), timeout_s + 1)
+        except TimeoutError:
+            return False
+
+    def collect(self, key: str, timeout_s: float) -> dict[bytes, tuple[bytes, float]]:
+        """Reads the records that hotkeys sealed: subkey -> (record, expiration). Safe on any thread.
+
+        Raises:
+            TimeoutError: the DHT does not answer.
+        """
+        return self._call(read_records(self._dht, key, timeout_s), timeout_s + 1)
 
     def close(self, timeout_s: float = 3.0) -> None:
         """Withdraws the record and stops the loop; bounded by about ``timeout_s``, never raises on network faults."""
@@ -245,7 +268,6 @@ class SwarmPeer:
             part_timeout_s=self.part_timeout_s,
             client_mode=options.client_mode,
             max_samples=self.max_samples,
-            snapshot=self._snapshot,
         )
         self._board = ProgressBoard(
             self._dht,
@@ -255,7 +277,11 @@ class SwarmPeer:
             settings.target_batch_size,
             lambda num_peers: 2 * self.max_samples(num_peers),  # no liar fills a batch, no fast peer is held up
         )
-        await self._averager.start()
+        p2p = await self._dht.replicate_p2p()
+        await self._averager.start(p2p)
+        self._transfer = TransferService(p2p, options.run_id, self._held)
+        if not options.client_mode:
+            await self._transfer.start()
         await self._board.fetch()
         await self._check_settings()
         self._tasks = [
@@ -291,4 +317,6 @@ class SwarmPeer:
         started = time.monotonic()
         await self._board.withdraw()
         await self._averager.stop()
+        if not self._options.client_mode:
+            await self._transfer.stop()
         logger.debug("left the run in %.2f s", time.monotonic() - started)

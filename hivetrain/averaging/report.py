@@ -23,6 +23,23 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Member:
+    """Who took part in a round, and with what.
+
+    Attributes:
+        peer_id: libp2p identity, base58.
+        samples: samples that it says are behind its gradient.
+        weight: what they counted for in the average.
+        commitment: what it bound itself to before the exchange; b"" for nothing.
+    """
+
+    peer_id: str
+    samples: int
+    weight: float
+    commitment: bytes = b""
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """One attempt to turn the swarm's gradients into one global update.
 
@@ -39,6 +56,7 @@ class RoundReport:
         bytes_sent: payload bytes sent to other members.
         bytes_received: payload bytes received from other members.
         reason: one sentence for people; empty on success.
+        members: whose gradients are in the committed average; empty if nothing was committed.
     """
 
     swarm_epoch: int
@@ -53,6 +71,7 @@ class RoundReport:
     bytes_sent: int = 0
     bytes_received: int = 0
     reason: str = ""
+    members: tuple[Member, ...] = ()
 
     @property
     def committed(self) -> bool:

@@ -29,7 +29,7 @@ class RunSettings:
     target_batch_size: int
     compression: str
     optimizer: str
-    protocol: int = 1
+    protocol: int = 2
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()

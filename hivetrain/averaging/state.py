@@ -117,8 +117,22 @@ async def receive(
     _check_listing(listing, expected)
     _check_optimizer(listing, optimizer)
     tensors = {name: torch.empty(shape, dtype=_DTYPES[dtype]) for name, dtype, shape in listing}
+    await receive_into(tensors.values(), chunks)
+    snapshot = Snapshot(epoch, digest, tensors)
+    found = _digest_of(snapshot, module)
+    if found != digest:
+        raise StateError(f"the peer's params have digest {found[:12]}, it claimed {digest[:12]}")
+    return snapshot
+
+
+async def receive_into(tensors: Iterable[torch.Tensor], chunks: AsyncIterator[bytes]) -> None:
+    """Fills contiguous CPU tensors, one after the other, with what a peer sends.
+
+    Raises:
+        StateError: the peer sent too little, or too much at once.
+    """
     pending = bytearray()
-    for tensor in tensors.values():
+    for tensor in tensors:
         need = tensor.numel() * tensor.element_size()
         while len(pending) < need:
             try:
@@ -132,11 +146,6 @@ async def receive(
             raw = torch.frombuffer(pending[:need], dtype=torch.uint8)
             tensor.view(-1).view(torch.uint8).copy_(raw)
         pending = pending[need:]
-    snapshot = Snapshot(epoch, digest, tensors)
-    found = _digest_of(snapshot, module)
-    if found != digest:
-        raise StateError(f"the peer's params have digest {found[:12]}, it claimed {digest[:12]}")
-    return snapshot
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -24,6 +24,7 @@ from hivetrain.averaging.peer import PeerOptions
 from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of
+from hivetrain.averaging.watch import Watchers
 from hivetrain.strategies.checks import check_arguments, check_optimization, check_trainer
 from hivetrain.strategies.clipping import use_reproducible_norm
 from hivetrain.strategies.membership import Membership
@@ -33,6 +34,7 @@ from hivetrain.strategies.schedules import EpochSchedules, SchedulerFn, make_sch
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT_KEY = "hivemind_strategy"
+_WATCHED_UPDATES_MB = 512
 
 
 class HivemindStrategy(SingleDeviceStrategy):
@@ -69,6 +71,8 @@ class HivemindStrategy(SingleDeviceStrategy):
         use_auto_relay: look for a relay that makes this peer reachable.
         use_ipfs: find peers through the public IPFS network.
         bootstrap_timeout: seconds to find and join the swarm.
+        keep_updates_mb: megabytes of past averaged gradients to keep in memory for validators that follow the run.
+            None: 512 where somebody watches this peer's work (``watchers``), else none.
         scheduler_fn: makes a learning-rate scheduler for a module whose ``configure_optimizers`` makes none.
     """
 
@@ -96,6 +100,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         use_auto_relay: bool = False,
         use_ipfs: bool = False,
         bootstrap_timeout: float = 60.0,
+        keep_updates_mb: int | None = None,
         scheduler_fn: SchedulerFn | None = None,
     ) -> None:
         super().__init__()
@@ -106,7 +111,8 @@ class HivemindStrategy(SingleDeviceStrategy):
         )  # fmt: skip
         self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
         self.on_failed_round, self.overlap, self.compression = on_failed_round, overlap, compression
-        self._scheduler_fn = scheduler_fn
+        self._scheduler_fn, self._keep_updates_mb = scheduler_fn, keep_updates_mb
+        self.watchers = Watchers()  # for callbacks, in their setup
         self._options = PeerOptions(
             run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode
         )
@@ -179,6 +185,26 @@ class HivemindStrategy(SingleDeviceStrategy):
         """Addresses at which others can join through this peer."""
         return list(self._membership.maddrs)
 
+    @property
+    def held_digest(self) -> str:
+        """Digest of the params of :attr:`swarm_epoch`, as computed when they were reached; "" outside a fit."""
+        return self._collaboration.held.digest if self._collaboration else ""
+
+    @property
+    def trainable_params(self) -> list[torch.nn.Parameter]:
+        """The params whose gradients are averaged, in the order in which they are; empty outside a fit."""
+        return self._collaboration.accumulator.params if self._collaboration else []
+
+    def publish(self, key: str, subkey: bytes, value: bytes, expires: float, timeout_s: float = 5.0) -> bool:
+        """Stores a record that a hotkey sealed in the DHT; returns whether it was taken. Safe on any thread."""
+        peer = self._membership.peer
+        return peer is not None and peer.publish(key, subkey, value, expires, timeout_s)
+
+    def collect(self, key: str, timeout_s: float = 5.0) -> dict[bytes, tuple[bytes, float]]:
+        """Reads the records that hotkeys sealed: subkey -> (record, expiration); raises TimeoutError. On any thread."""
+        peer = self._membership.peer
+        return peer.collect(key, timeout_s) if peer is not None else {}
+
     def params_digest(self) -> str:
         """SHA-256 of the params, hex: equal on two peers if and only if their params are bit-identical."""
         assert self.lightning_module is not None
@@ -207,6 +233,8 @@ class HivemindStrategy(SingleDeviceStrategy):
             compression=self.compression,
             on_epoch=schedules.follow,
             on_report=self._log_metrics,
+            watchers=self.watchers,
+            keep_updates_bytes=self._keep_updates_bytes(),
         )
         if self._restored is not None:  # now: callbacks ask for the epoch before on_train_start reaches a strategy
             self._collaboration.load_state_dict(self._restored)
@@ -249,6 +277,7 @@ class HivemindStrategy(SingleDeviceStrategy):
                 self._collaboration.add(self._batch_samples)
             else:
                 self._samples_skipped += self._batch_samples
+                self.watchers.on_skipped(self._batch_samples)
                 logger.warning("skipped a microbatch: its gradient is not finite")
         try:
             self._collaboration.advance(step)
@@ -274,6 +303,10 @@ class HivemindStrategy(SingleDeviceStrategy):
         self._restored = None  # a checkpoint is for the run that it was loaded for
         super().teardown()
 
+    def _keep_updates_bytes(self) -> int:
+        megabytes = self._keep_updates_mb
+        return (_WATCHED_UPDATES_MB if self.watchers else 0) * 10**6 if megabytes is None else megabytes * 10**6
+
     def _join(self, collaboration: Collaboration) -> None:
         assert self.lightning_module is not None
         settings = RunSettings(
@@ -286,7 +319,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         self._membership.open(
             settings,
             collaboration.compressor.codec,
-            collaboration.snapshot,
+            collaboration.held,
             lambda: bool(self._trainer.received_sigterm),
         )
 

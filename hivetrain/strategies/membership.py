@@ -8,9 +8,9 @@ from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.utils.crypto import RSAPrivateKey
 
 from hivetrain.averaging.codecs import Codec
+from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.peer import PeerOptions, SwarmPeer
 from hivetrain.averaging.settings import RunSettings
-from hivetrain.averaging.state import Snapshot
 from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Membership:
         self,
         settings: RunSettings,
         codec: Codec,
-        snapshot: Callable[[], Snapshot | None],
+        held: HeldState,
         give_up: Callable[[], bool],
     ) -> None:
         """Joins; what was opened before a failure is closed by :meth:`close`.
@@ -47,7 +47,7 @@ class Membership:
         Args:
             settings: what all peers of the run have in common.
             codec: of the run's compressor.
-            snapshot: returns the state to serve to others.
+            held: the state to serve to others.
             give_up: asked several times a second during every wait.
 
         Raises:
@@ -64,7 +64,7 @@ class Membership:
             **self._dht_options,
         )
         self.maddrs = visible_maddrs(self.dht)
-        self.peer = SwarmPeer(self.dht, validator.local_public_key, settings, self._options, codec, snapshot)
+        self.peer = SwarmPeer(self.dht, validator.local_public_key, settings, self._options, codec, held)
         self.peer.open(give_up)
         where = ", ".join(self.maddrs)
         logger.info("peer %s joined run %r; reachable at %s", self.peer.peer_id, self._options.run_id, where)

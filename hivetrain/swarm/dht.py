@@ -30,6 +30,7 @@ from hivetrain.errors import UserError
 from hivetrain.swarm.addresses import SwarmJoinError, parse_maddr
 from hivetrain.swarm.identity import ensure_identity
 from hivetrain.swarm.processes import end_with_parent, is_running, kill_all, list_descendants
+from hivetrain.swarm.records import HotkeyRecords
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -150,7 +151,11 @@ def start_dht(
     if local_only and not announced and not client_mode and not all(map(_is_loopback, peers)):
         logger.warning("no other machine can connect to %s: pass host_maddrs such as /ip4/0.0.0.0/tcp/31337", hosts)
     options = {
-        "record_validators": (*record_validators, RSASignatureValidator()),  # an own one of the caller takes its place
+        "record_validators": (
+            *record_validators,
+            HotkeyRecords(),
+            RSASignatureValidator(),
+        ),  # an own one of the caller takes its place
         "client_mode": client_mode,
         "host_maddrs": hosts,
         "announce_maddrs": announced or None,

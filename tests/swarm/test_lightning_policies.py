@@ -10,6 +10,7 @@ from hivetrain.averaging.collaboration import Collaboration
 from hivetrain.averaging.group import DIGEST_BYTES
 from hivetrain.averaging.progress import Progress, SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.watch import Watchers
 
 NO_CAP = 2**53
 
@@ -31,7 +32,7 @@ class ScriptedPeer:
         digest = bytes.fromhex(digest)[:DIGEST_BYTES]
         self.own = Progress("own", b"same", epoch, samples, samples_per_s, digest, waiting=waiting)
 
-    def start_average(self, compressor, gradient, samples, view, timeout_s):
+    def start_average(self, compressor, gradient, samples, commitment, view, timeout_s):
         self.brought.append(samples)
         blank = RoundReport(self.own.epoch, Outcome.UNKNOWN, 1, 2, local_samples=samples)
         return SimpleNamespace(gradient=gradient, blank=blank)
@@ -51,7 +52,7 @@ class Training:
         self.collaboration = Collaboration(
             self.net, self.optimizer, target_batch_size=8, policy=policy, matchmaking_time_s=1.0,
             averaging_timeout_s=timeout_s, compression="none", overlap=False,
-            on_epoch=lambda epoch: None, on_report=lambda report: None,
+            on_epoch=lambda epoch: None, on_report=lambda report: None, watchers=Watchers(), keep_updates_bytes=0,
         )  # fmt: skip
         self.collaboration.begin(self.peer)
 

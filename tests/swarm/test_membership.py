@@ -11,10 +11,11 @@ from hivemind.dht.crypto import RSASignatureValidator
 from members import FINGERPRINT, make_exchanges, make_group, make_offer, run_exchanges
 
 from hivetrain.averaging.codecs import make_codec
+from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.peer import PeerOptions, SwarmPeer
 from hivetrain.averaging.progress import Progress, SwarmView
 from hivetrain.averaging.settings import RunSettings
-from hivetrain.averaging.state import params_digest, schema_of, take_snapshot
+from hivetrain.averaging.state import params_digest, schema_of
 from hivetrain.swarm import start_dht
 
 TARGET = 32
@@ -82,9 +83,11 @@ class Liar:
         validator = RSASignatureValidator()
         self.dht = start_dht(initial_peers.split(","), record_validators=(validator,))
         options = PeerOptions(run_id, 2.0, 12.0, 20.0, None, 1.0, False)
-        snapshot = take_snapshot(self.module, optimizer, CLAIM, self.digest)
+        held = HeldState(self.module, optimizer, 0)
+        held.open()
+        held.epoch = CLAIM
         codec = make_codec("none")
-        self.peer = SwarmPeer(self.dht, validator.local_public_key, settings, options, codec, lambda: snapshot)
+        self.peer = SwarmPeer(self.dht, validator.local_public_key, settings, options, codec, held)
 
     def __enter__(self):
         self.peer.open(give_up=lambda: False)

@@ -18,7 +18,7 @@ def attempt(group, offer):
     async def main():
         averager = Averager(
             None, "run", make_compressor("none", []).codec, matchmaking_time_s=1, part_timeout_s=1, client_mode=False,
-            max_samples=lambda _: 100, snapshot=lambda: None,
+            max_samples=lambda _: 100,
         )  # fmt: skip
         averager._p2p = SimpleNamespace(peer_id=group.peer_ids[0])
         averager._matchmaker = SimpleNamespace(find=found)

@@ -210,7 +210,10 @@ def main(given):
             "dropped": strategy.samples_dropped,
             "stall_s": watch.stall_s,
             "losses": losses,
-            "rounds": [vars(r) | {"outcome": str(r.outcome)} for r in strategy.rounds],
+            "rounds": [
+                vars(r) | {"outcome": str(r.outcome), "members": [vars(m) | {"commitment": ""} for m in r.members]}
+                for r in strategy.rounds
+            ],
         }
         Path(options["out"]).write_text(json.dumps(result))
 
