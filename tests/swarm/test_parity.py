@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 from solo import Module, adamw, distance, loader, make_trainer, net, reference, samples, sgd
 from solo import fit as fit_alone
 from torch.optim.lr_scheduler import LambdaLR
+from worker import report_fields
 
 from hivetrain.averaging.accumulator import GradientAccumulator
 from hivetrain.strategies import HivemindStrategy
@@ -229,6 +230,6 @@ def run_peer(bootstrap, num_peers, overlap, index, out: Path):
         "used": log.used,
         "lrs": module.lrs,
         "params": {name: value.tolist() for name, value in module.net.state_dict().items()},
-        "rounds": [vars(report) | {"outcome": str(report.outcome)} for report in strategy.rounds],
+        "rounds": [report_fields(report) for report in strategy.rounds],
     }
     out.write_text(json.dumps(result))

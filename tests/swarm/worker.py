@@ -113,6 +113,12 @@ def time_joining():
     return taken
 
 
+def report_fields(report):
+    """A round's report as JSON can hold it."""
+    members = [vars(member) | {"commitment": member.commitment.hex()} for member in report.members]
+    return vars(report) | {"outcome": str(report.outcome), "members": members}
+
+
 class SlowFloat32(Float32):
     """The values as they are, after a while."""
 
@@ -210,10 +216,7 @@ def main(given):
             "dropped": strategy.samples_dropped,
             "stall_s": watch.stall_s,
             "losses": losses,
-            "rounds": [
-                vars(r) | {"outcome": str(r.outcome), "members": [vars(m) | {"commitment": ""} for m in r.members]}
-                for r in strategy.rounds
-            ],
+            "rounds": [report_fields(report) for report in strategy.rounds],
         }
         Path(options["out"]).write_text(json.dumps(result))
 
