@@ -498,7 +498,7 @@ class Dht:
 def work(subnet, clock):
     dht = Dht()
     work = AuditedWork(dht, None, subnet.wallet.load(), ALWAYS, "32-true", clock, clock.counts, 1.0, 60.0)
-    work.log, work._sketched = sample_log(), (5, dht.held_digest)
+    work.log, work._at = sample_log(), (5, dht.held_digest)
     return work
 
 

@@ -71,12 +71,13 @@ class AuditedWork(RoundWatcher):
         self.loss: torch.Tensor | None = None  # of the microbatch under way
         self._publish_timeout_s, self._lifetime_s = publish_timeout_s, lifetime_s
         self._sketcher: Sketcher | None = None
-        self._sketched = (-1, "")
+        self._sketches = self._at = (-1, "")  # epoch and digest of the params: of the sketcher, and of the log
         self._published: tuple[Contribution, bytes] | None = None  # of the round under way, with its commitment
         self._commitment = b""
 
     def on_microbatch(self, samples: int) -> None:
         """Adds its leaf. One that cannot be part of the record is not lost on the swarm, but the epoch is unpaid."""
+        self._at = (self.strategy.swarm_epoch, self.strategy.held_digest)
         try:
             self.add_leaves(samples, self.sketch())
         except RecordError as error:
@@ -106,11 +107,10 @@ class AuditedWork(RoundWatcher):
     def sketch(self) -> torch.Tensor:
         """Sketch of the gradients as they are, (256,) fp32."""
         params = self.strategy.trainable_params
-        held = (self.strategy.swarm_epoch, self.strategy.held_digest)
-        if self._sketcher is None or self._sketched != held:
-            seed = sketch_seed(self.strategy.run_id, *held)
+        if self._sketcher is None or self._sketches != self._at:
+            seed = sketch_seed(self.strategy.run_id, *self._at)
             self._sketcher = Sketcher(seed, [param.numel() for param in params], params[0].device)
-            self._sketched = held
+            self._sketches = self._at
         return self._sketcher.sketch([param.grad for param in params])
 
     def add_leaves(self, samples: int, sketch: torch.Tensor) -> None:
@@ -157,7 +157,7 @@ class AuditedWork(RoundWatcher):
         return sealed if taken else None
 
     def _commit(self, swarm_epoch: int, params_digest: str, samples: int) -> bytes:
-        if samples != self.log.samples or (swarm_epoch, params_digest) != self._sketched:
+        if samples != self.log.samples or (swarm_epoch, params_digest) != self._at:
             raise RecordError(f"{samples} samples are offered, {self.log.samples} were recorded for these params")
         block = self.clock.block
         if block is None:

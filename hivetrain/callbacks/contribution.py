@@ -45,6 +45,8 @@ class ContributionPublisher(Callback):
         chain_timeout_s: longest wait for the chain at the start.
     """
 
+    work_class: type[AuditedWork] = AuditedWork
+
     def __init__(
         self,
         chain: str,
@@ -86,25 +88,22 @@ class ContributionPublisher(Callback):
         self.counts, self._block_time_s = WorkCounts(), view.rules.block_time_s
         self._clock = BeaconClock(chain, self.rules, self._block_time_s, self.counts)
         self._clock.start(view.block)
-        self._work = self.make_work(trainer, hotkey, self._clock)
-        self._watcher = _Metrics(trainer, self)
-        self._strategy(trainer).watchers += [self._work, self._watcher]
-        logger.info("hotkey %s mines as uid %d on %s", hotkey.address, self.uid, self.chain)
-
-    def make_work(self, trainer: Trainer, hotkey: Hotkey, clock: BeaconClock) -> AuditedWork:
-        """The watcher that records this miner's work."""
-        lifetime_s = 3 * self._reveal_s()
-        return AuditedWork(
-            self._strategy(trainer),
+        lifetime_s = min(max(3 * self._reveal_s(), _MIN_LIFETIME_S), _MAX_LIFETIME_S)
+        strategy: Any = trainer.strategy
+        self._work = self.work_class(
+            strategy,
             trainer.datamodule,  # type: ignore[attr-defined]
             hotkey,
             self.rules,
             str(trainer.precision),
-            clock,
+            self._clock,
             self.counts,
             self.publish_timeout_s,
-            min(max(lifetime_s, _MIN_LIFETIME_S), _MAX_LIFETIME_S),
+            lifetime_s,
         )
+        self._watcher = _Metrics(trainer, self)
+        strategy.watchers += [self._work, self._watcher]
+        logger.info("hotkey %s mines as uid %d on %s", hotkey.address, self.uid, self.chain)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look again: ``configure_model`` may have built layers since."""
@@ -126,13 +125,14 @@ class ContributionPublisher(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop at once."""
-        self._stop(trainer)
+        self.release(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching."""
-        self._stop(trainer)
+        self.release(trainer, pl_module)
 
-    def _stop(self, trainer: Trainer) -> None:
+    def release(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of chain and strategy; may be called twice."""
         watchers = getattr(trainer.strategy, "watchers", [])
         for watcher in (self._work, self._watcher):
             if watcher in watchers:
@@ -175,10 +175,6 @@ class ContributionPublisher(Callback):
         if data.slot not in (None, uid):
             raise UserError(f"data.slot is {data.slot}, but the hotkey's uid is {uid}: leave data.slot out")
         data.slot = uid
-
-    @staticmethod
-    def _strategy(trainer: Trainer) -> Any:
-        return trainer.strategy
 
     def _log_metrics(self, trainer: Trainer) -> None:
         for sink in trainer.loggers:
