@@ -19,7 +19,7 @@ from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import Snapshot, StateError
 from hivetrain.averaging.transfer import TransferService
 from hivetrain.averaging.updates import Update
-from hivetrain.swarm.records import read_records
+from hivetrain.swarm.records import read_entries, read_records
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -116,6 +116,22 @@ class SwarmObserver:
             TimeoutError: the DHT does not answer.
         """
         return self._call(read_records(self._dht, key, timeout_s), timeout_s + 1)
+
+    def read(self, key: str, timeout_s: float) -> dict[bytes, bytes]:
+        """All entries under a key of the DHT, by subkey, whoever wrote them; their contents are to be distrusted.
+
+        Raises:
+            TimeoutError: the DHT does not answer.
+        """
+        return self._call(read_entries(self._dht, key, timeout_s), timeout_s + 1)
+
+    def header(self, epoch: int, view: SwarmView) -> Update:
+        """The update that ended ``epoch`` without its average: who was in it, as most of the peers asked say.
+
+        Raises:
+            StateError: too few peers hold it.
+        """
+        return self._call(self._ask_witnesses(epoch, view), 2 * self._timeout_s)[0]
 
     async def _open(self) -> None:
         target = self._settings.target_batch_size

@@ -229,6 +229,10 @@ class SwarmPeer:
         except TimeoutError:
             return False
 
+    def publish_own(self, key: str, value: bytes, expires: float, timeout_s: float) -> bool:
+        """Stores a record that only this peer can write, as its progress; returns whether it was taken. On any thread."""
+        return self.publish(key, self._subkey, value, expires, timeout_s)
+
     def collect(self, key: str, timeout_s: float) -> dict[bytes, tuple[bytes, float]]:
         """Reads the records that hotkeys sealed: subkey -> (record, expiration). Safe on any thread.
 

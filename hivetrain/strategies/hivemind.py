@@ -200,6 +200,11 @@ class HivemindStrategy(SingleDeviceStrategy):
         peer = self._membership.peer
         return peer is not None and peer.publish(key, subkey, value, expires, timeout_s)
 
+    def publish_own(self, key: str, value: bytes, expires: float, timeout_s: float = 5.0) -> bool:
+        """Stores a record in the DHT that only this peer can write; returns whether it was taken. Safe on any thread."""
+        peer = self._membership.peer
+        return peer is not None and peer.publish_own(key, value, expires, timeout_s)
+
     def collect(self, key: str, timeout_s: float = 5.0) -> dict[bytes, tuple[bytes, float]]:
         """Reads the records that hotkeys sealed: subkey -> (record, expiration); raises TimeoutError. On any thread."""
         peer = self._membership.peer

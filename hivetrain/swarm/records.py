@@ -57,16 +57,27 @@ async def read_records(dht: DHT, key: str, timeout_s: float) -> dict[bytes, tupl
     Raises:
         TimeoutError: the DHT does not answer.
     """
-    found = await asyncio.wait_for(dht.get(key, latest=True, return_future=True), timeout_s)
-    entries = found.value if isinstance(found, ValueWithExpiration) and isinstance(found.value, dict) else {}
     records: dict[bytes, tuple[bytes, float]] = {}
-    for subkey, entry in list(entries.items())[:MAX_RECORDS]:
-        if not isinstance(subkey, bytes) or not isinstance(entry, ValueWithExpiration):
-            continue
+    for subkey, entry in (await read_entries(dht, key, timeout_s)).items():
         try:
-            hotkey, expires = sealed_by(entry.value)
+            hotkey, expires = sealed_by(entry)
         except RecordError:
             continue
         if subkey == hotkey_subkey(hotkey):
-            records[subkey] = (entry.value, expires)
+            records[subkey] = (entry, expires)
     return records
+
+
+async def read_entries(dht: DHT, key: str, timeout_s: float) -> dict[bytes, bytes]:
+    """All entries under a key, by subkey, whoever wrote them; their contents are to be distrusted.
+
+    Raises:
+        TimeoutError: the DHT does not answer.
+    """
+    found = await asyncio.wait_for(dht.get(key, latest=True, return_future=True), timeout_s)
+    entries = found.value if isinstance(found, ValueWithExpiration) and isinstance(found.value, dict) else {}
+    return {
+        subkey: entry.value
+        for subkey, entry in list(entries.items())[:MAX_RECORDS]
+        if isinstance(subkey, bytes) and isinstance(entry, ValueWithExpiration) and isinstance(entry.value, bytes)
+    }
