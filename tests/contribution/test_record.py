@@ -1,0 +1,394 @@
+"""Records: what is signed comes back, and whatever else is sent is refused with a RecordError."""
+
+import dataclasses
+import hashlib
+import math
+import random
+import struct
+import time
+import tracemalloc
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivetrain.contribution import record as records
+from hivetrain.contribution.record import (
+    MAX_RECORD_BYTES,
+    MAX_REVEAL_BYTES,
+    Contribution,
+    Leaf,
+    Position,
+    RecordError,
+    Reveal,
+    RevealedLeaf,
+    commitment,
+    expiration,
+    open_contribution,
+    open_reveal,
+    seal,
+    sealed_by,
+)
+from hivetrain.keys import Hotkey, verify
+
+KEY = Hotkey.from_seed(b"\x07" * 32)
+SIGNED_FIRST = b"hivetrain/contribution/1/envelope"
+EXPIRES = 1_800_000_000.25
+NAN, INFINITE = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
+
+
+@pytest.fixture
+def log(make_log):
+    return make_log(5)
+
+
+@pytest.fixture
+def contribution(log, make_contribution):
+    return make_contribution(log, KEY)
+
+
+@pytest.fixture
+def reveal(log):
+    return log.reveal(b"\x11" * 32, (1, 4), run_id="run-1", hotkey=KEY.address, swarm_epoch=7)
+
+
+def forge(kind: str, payload: bytes, key: Hotkey = KEY, expires: object = EXPIRES) -> bytes:
+    """An envelope with a good signature over whatever is inside."""
+    fields = [kind, key.address, expires, payload]
+    signature = key.sign(SIGNED_FIRST + msgpack.packb(fields))
+    return msgpack.packb([*fields, signature])
+
+
+def values_of(sealed: bytes) -> list:
+    return msgpack.unpackb(msgpack.unpackb(sealed)[3])
+
+
+def refuses(data: object) -> bool:
+    """Whether all who read records refuse ``data`` with a RecordError."""
+    for reads in (open_contribution, open_reveal):
+        with pytest.raises(RecordError):
+            reads(data)
+    return True
+
+
+def test_what_was_sealed_is_what_is_opened(contribution, reveal):
+    for record, opens in ((contribution, open_contribution), (reveal, open_reveal)):
+        sealed = seal(record, KEY, EXPIRES)
+        assert opens(sealed) == record
+        assert sealed_by(sealed) == (KEY.address, EXPIRES)
+        assert expiration(sealed) == EXPIRES
+        assert commitment(sealed) == hashlib.sha256(sealed).digest()
+
+
+def test_the_bytes_of_a_leaf_never_change():
+    leaf = Leaf(24, 2.5, bytes(range(128)) * 8)
+    assert leaf.to_bytes() == b"\x93\x18\xcb\x40\x04" + bytes(6) + b"\xc5\x04\x00" + bytes(range(128)) * 8
+    assert leaf.hash == hashlib.sha256(b"\x00" + leaf.to_bytes()).digest()
+    assert Leaf.from_bytes(leaf.to_bytes()) == leaf
+
+
+def test_the_form_of_a_sealed_contribution_never_changes(contribution):
+    fixed = dataclasses.replace(contribution, total=bytes(1024), root=bytes(32))
+    kind, address, expires, payload, signature = msgpack.unpackb(seal(fixed, KEY, EXPIRES))
+    assert (kind, address, expires) == ("contribution", KEY.address, EXPIRES)
+    assert verify(KEY.address, SIGNED_FIRST + msgpack.packb([kind, address, expires, payload]), signature)
+    assert payload == msgpack.packb(
+        [
+            "run-1", KEY.address, "12D3KooWPeer", 7, "0123456789abcdef" * 4, contribution.rules, 1234,
+            [0, 2, 1, 3], [0, 2, 1, 35], 5, 8, 40, 40, bytes(1024), bytes(32), "32-true",
+        ]
+    )  # fmt: skip
+
+
+def test_one_kind_is_not_read_as_the_other(contribution, reveal):
+    with pytest.raises(RecordError, match="is a contribution, not a reveal"):
+        open_reveal(seal(contribution, KEY, EXPIRES))
+    with pytest.raises(RecordError, match="is a reveal, not a contribution"):
+        open_contribution(seal(reveal, KEY, EXPIRES))
+
+
+def test_the_kind_is_signed(contribution):
+    fields = msgpack.unpackb(seal(contribution, KEY, EXPIRES))
+    assert refuses(msgpack.packb(["reveal", *fields[1:]]))
+
+
+def test_the_expiration_is_signed(contribution):
+    fields = msgpack.unpackb(seal(contribution, KEY, EXPIRES))
+    fields[2] += 1
+    with pytest.raises(RecordError, match="signature"):
+        open_contribution(msgpack.packb(fields))
+    with pytest.raises(RecordError, match="signature"):
+        sealed_by(msgpack.packb(fields))
+
+
+def test_only_the_named_hotkey_can_seal(contribution, stranger):
+    with pytest.raises(RecordError, match="the key is"):
+        seal(contribution, stranger, EXPIRES)
+    fields = msgpack.unpackb(seal(contribution, KEY, EXPIRES))
+    with pytest.raises(RecordError, match="signature"):
+        open_contribution(msgpack.packb([fields[0], stranger.address, *fields[2:]]))
+    copied = forge("contribution", fields[3], stranger)
+    assert sealed_by(copied)[0] == stranger.address
+    with pytest.raises(RecordError, match="names another hotkey"):
+        open_contribution(copied)
+
+
+@pytest.mark.parametrize("expires", [math.nan, math.inf, -1.0, 0.0, 1e300])
+def test_records_expire_at_a_real_time(contribution, expires):
+    with pytest.raises(RecordError, match="expires"):
+        seal(contribution, KEY, expires)
+    with pytest.raises(RecordError, match="expires"):
+        sealed_by(forge("contribution", b"", expires=expires))
+
+
+WRONG = {
+    "run_id": ["", "x" * 513, 5, None, b"run"],
+    "hotkey": ["", "x" * 48, KEY.address[:-1], None],
+    "peer_id": ["", "x" * 129, 3],
+    "swarm_epoch": [-1, 2**53, 1.0, True, "7", None],
+    "params_digest": ["", "a" * 63, "A" * 64, "g" * 64, b"a" * 64, 0],
+    "rules": [b"", bytes(17), "x" * 16],
+    "block": [-1, 2**53, 1.5],
+    "first": [None, (0, 2, 1, 3), Position(0, 2, 1, 40)],
+    "last": [None, Position(0, 2, 1, 3), Position(0, 0, 0, 0)],
+    "microbatches": [0, -5, 65537, 4, 6, True],
+    "batch_size": [0, 65537, 7, 8.0],
+    "samples": [0, 39, 41, 400, 10**9],
+    "span": [39, 81, -40, 10**15, 8],
+    "total": [b"", bytes(1023), NAN * 256, bytes(1020) + INFINITE, "x" * 1024],
+    "root": [b"", bytes(31), None],
+    "precision": ["", "x" * 33, 32],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in WRONG for value in WRONG[field]])
+def test_a_contribution_out_of_range_exists_neither_here_nor_there(contribution, field, value):
+    with pytest.raises(RecordError):
+        dataclasses.replace(contribution, **{field: value})
+    values = values_of(seal(contribution, KEY, EXPIRES))
+    at = [item.name for item in dataclasses.fields(Contribution)].index(field)
+    values[at] = dataclasses.astuple(value) if isinstance(value, Position) else value
+    if field == "first" and value == (0, 2, 1, 3):
+        values[at] = [0, 2, 1]  # as bytes, a tuple of four is a position
+    with pytest.raises(RecordError):
+        open_contribution(forge("contribution", msgpack.packb(values)))
+
+
+def test_every_field_of_a_contribution_was_tried():
+    assert set(WRONG) == {item.name for item in dataclasses.fields(Contribution)}
+
+
+def test_a_single_microbatch_begins_and_ends_at_one_position(make_log, make_contribution):
+    single = make_contribution(make_log(1), KEY)
+    assert single.first == single.last
+    with pytest.raises(RecordError, match="contradict"):
+        dataclasses.replace(single, last=Position(0, 2, 1, 4))
+    assert dataclasses.replace(single, span=16, last=Position(0, 2, 1, 11)).span == 16  # one was left out before it
+
+
+def test_positions_sort_as_the_stream_runs():
+    rising = [Position(0, 0, 0, 5), Position(0, 0, 1, 0), Position(0, 1, 0, 0), Position(1, 0, 0, 0)]
+    assert sorted(reversed(rising)) == rising
+    for wrong in (-1, 2**53, 1.0, True, None):
+        with pytest.raises(RecordError):
+            Position(0, 0, 0, wrong)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 0.1, 1e39, 2, None, "2"])
+def test_a_leafs_loss_is_a_finite_fp32_number(loss):
+    with pytest.raises(RecordError, match="loss"):
+        Leaf(0, loss, bytes(1024))
+
+
+def test_leaves_out_of_form_are_refused():
+    good = Leaf(24, 2.5, bytes(1024)).to_bytes()
+    wrong = [
+        b"",
+        good[:-1],
+        good + b"\x00",
+        b"\x93\xcc\x18" + good[2:],  # 24 in two bytes
+        msgpack.packb([24, 2.5, bytes(1023)]),
+        msgpack.packb([24, 2.5, NAN * 256]),
+        msgpack.packb([-1, 2.5, bytes(1024)]),
+        msgpack.packb([24, 2.5, bytes(1024), 0]),
+        msgpack.packb({0: 24, 1: 2.5, 2: bytes(1024)}),
+        "text",
+        None,
+    ]
+    for data in wrong:
+        with pytest.raises(RecordError):
+            Leaf.from_bytes(data)
+
+
+def test_reveals_out_of_form_are_refused(reveal):
+    leaf = Leaf(0, 1.0, bytes(1024))
+    one = RevealedLeaf(0, leaf, ())
+    for leaves in ((), (one, one), (RevealedLeaf(1, leaf, ()), one), [one], (leaf,), None):
+        with pytest.raises(RecordError):
+            dataclasses.replace(reveal, leaves=leaves)
+    with pytest.raises(RecordError, match="1 to 8 leaves"):
+        dataclasses.replace(reveal, leaves=tuple(RevealedLeaf(i, leaf, ()) for i in range(9)))
+    for index, path in ((-1, ()), (65536, ()), (0, (bytes(31),)), (0, (bytes(32),) * 17), (0, [bytes(32)])):
+        with pytest.raises(RecordError):
+            RevealedLeaf(index, leaf, path)
+    values = values_of(seal(reveal, KEY, EXPIRES))
+    for leaves in (None, 5, [], [5], [[0]], [[0, [], []]], [[0, 5, []]], [[0, [0, 1.0, bytes(1024)], 5]]):
+        with pytest.raises(RecordError):
+            open_reveal(forge("reveal", msgpack.packb([*values[:4], leaves])))
+
+
+def test_the_largest_records_fit(contribution):
+    leaf = Leaf(2**53 - 1, -3.0, bytes(1024))
+    leaves = tuple(RevealedLeaf(65528 + i, leaf, (bytes(32),) * 16) for i in range(8))
+    reveal = Reveal("x" * 512, KEY.address, 2**53 - 1, bytes(32), leaves)
+    assert open_reveal(seal(reveal, KEY, EXPIRES)) == reveal
+    longest = {"run_id": "x" * 512, "peer_id": "y" * 128, "precision": "z" * 32, "block": 2**53 - 1}
+    record = dataclasses.replace(contribution, **longest)
+    assert open_contribution(seal(record, KEY, EXPIRES)) == record
+
+
+def test_large_records_are_refused_before_they_are_parsed(monkeypatch):
+    def parsed(*_: object) -> None:
+        raise AssertionError("a record above the limit was parsed")
+
+    monkeypatch.setattr("hivetrain.contribution.envelope.unpack", parsed)
+    for data in (bytes(MAX_REVEAL_BYTES + 1), forge("reveal", bytes(MAX_REVEAL_BYTES))):
+        assert refuses(data)
+
+
+def test_a_contribution_has_a_smaller_limit_than_a_reveal():
+    payload = bytes(MAX_RECORD_BYTES)
+    with pytest.raises(RecordError, match="more than 4096"):
+        sealed_by(forge("contribution", payload))
+    assert sealed_by(forge("reveal", payload)) == (KEY.address, EXPIRES)
+
+
+def test_other_spellings_of_the_same_values_are_refused(contribution):
+    sealed = seal(contribution, KEY, EXPIRES)
+    kind, address, expires, payload, signature = msgpack.unpackb(sealed)
+    epoch_at = payload.index(contribution.peer_id.encode()) + len(contribution.peer_id)
+    assert payload[epoch_at] == 7
+    for spelling in (b"\xcc\x07", b"\xcd\x00\x07", b"\xd0\x07"):
+        longer = payload[:epoch_at] + spelling + payload[epoch_at + 1 :]
+        assert msgpack.unpackb(longer) == msgpack.unpackb(payload)
+        with pytest.raises(RecordError, match="canonical"):
+            open_contribution(forge("contribution", longer))
+    with pytest.raises(RecordError):
+        open_contribution(forge("contribution", payload + b"\xc0"))
+    as_text = b"\x95\xd9" + bytes([len(kind)]) + sealed[2:]
+    assert msgpack.unpackb(as_text) == msgpack.unpackb(sealed)
+    with pytest.raises(RecordError, match="canonical"):
+        sealed_by(as_text)
+
+
+def test_no_flipped_bit_passes(contribution, reveal):
+    flips = random.Random(3)
+    for record in (contribution, reveal):
+        sealed = seal(record, KEY, EXPIRES)
+        for at in flips.sample(range(8 * len(sealed)), 400):
+            data = bytearray(sealed)
+            data[at // 8] ^= 1 << at % 8
+            assert refuses(bytes(data))
+
+
+def test_no_truncated_record_passes(contribution):
+    sealed = seal(contribution, KEY, EXPIRES)
+    for length in [*range(0, len(sealed), 7), len(sealed) - 1]:
+        assert refuses(sealed[:length])
+
+
+@given(st.binary(max_size=3000))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_refused(data):
+    assert refuses(data)
+    for kind, opens in (("contribution", open_contribution), ("reveal", open_reveal)):
+        with pytest.raises(RecordError):
+            opens(forge(kind, data))
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.binary(max_size=40)
+    | st.text(max_size=9)
+)
+JUNK = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=17) | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), inner, max_size=3)
+    ),
+    max_leaves=40,
+)
+
+
+@given(JUNK)
+@settings(max_examples=300, deadline=None)
+def test_values_of_other_types_are_refused(junk):
+    assert refuses(junk)
+    data = msgpack.packb(junk)
+    assert refuses(data)
+    for kind, opens in (("contribution", open_contribution), ("reveal", open_reveal)):
+        with pytest.raises(RecordError):
+            opens(forge(kind, data))
+
+
+@given(st.integers(0, 15), JUNK)
+@settings(max_examples=300, deadline=None)
+def test_a_record_with_one_wrong_field_is_refused_or_differs(at, junk):
+    values = values_of(SEALED)
+    values[at] = junk
+    sealed = forge("contribution", msgpack.packb(values))
+    try:
+        found = open_contribution(sealed)
+    except RecordError:
+        return
+    assert msgpack.packb(dataclasses.astuple(found)) == msgpack.packb(values)
+
+
+def sealed_example() -> bytes:
+    record = Contribution(
+        "r", KEY.address, "p", 1, "0" * 64, bytes(16), 9, Position(0, 0, 0, 0), Position(0, 0, 0, 8), 2, 8, 16, 16,
+        bytes(1024), bytes(32), "32-true",
+    )  # fmt: skip
+    return seal(record, KEY, EXPIRES)
+
+
+SEALED = sealed_example()
+HUGE = {
+    "nested lists": b"\x91" * 60_000,
+    "nested maps": b"\x81\x01" * 30_000,
+    "a list said to be huge": b"\xdd\xff\xff\xff\xff",
+    "a huge list of nothing": b"\xdd\xff\xff\xff\xff" + b"\xc0" * 60_000,
+    "huge bytes": b"\xc6\xff\xff\xff\xff" + bytes(60_000),
+    "a huge text": b"\xdb\xff\xff\xff\xff" + bytes(60_000),
+    "a huge map": b"\xdf\xff\xff\xff\xff",
+    "an extension": b"\xc9\xff\xff\xff\xff\x05",
+    "a time": b"\xc7\x0c\xff" + b"\xff" * 12,
+    "no utf-8": b"\x95\xa2\xff\xff",
+    "a wide list": b"\xdc\xea\x60" + b"\x01" * 60_000,
+}
+
+
+@pytest.mark.parametrize("data", HUGE.values(), ids=HUGE.keys())
+def test_hostile_msgpack_costs_little_time_and_memory(data):
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        assert refuses(data)
+        for kind, opens in (("contribution", open_contribution), ("reveal", open_reveal)):
+            with pytest.raises(RecordError):
+                opens(forge(kind, data))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - began < 1.0
+    assert peak < 8 * 2**20
+
+
+def test_keys_name_run_epoch_and_hotkey():
+    assert records.work_key("run-1", 7) == "run-1_work_7"
+    assert records.reveal_key("run-1", 7) == "run-1_reveal_7"
+    assert records.hotkey_subkey(KEY.address) == b"hotkey:" + KEY.address.encode()
