@@ -230,7 +230,7 @@ class SwarmPeer:
             return False
 
     def publish_own(self, key: str, value: bytes, expires: float, timeout_s: float) -> bool:
-        """Stores a record that only this peer can write, as its progress; returns whether it was taken. On any thread."""
+        """Stores a record that only this peer can write; returns whether it was taken. On any thread."""
         return self.publish(key, self._subkey, value, expires, timeout_s)
 
     def collect(self, key: str, timeout_s: float) -> dict[bytes, tuple[bytes, float]]:

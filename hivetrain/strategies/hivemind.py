@@ -201,7 +201,7 @@ class HivemindStrategy(SingleDeviceStrategy):
         return peer is not None and peer.publish(key, subkey, value, expires, timeout_s)
 
     def publish_own(self, key: str, value: bytes, expires: float, timeout_s: float = 5.0) -> bool:
-        """Stores a record in the DHT that only this peer can write; returns whether it was taken. Safe on any thread."""
+        """Stores a record that only this peer can write in the DHT; returns whether it was taken. On any thread."""
         peer = self._membership.peer
         return peer is not None and peer.publish_own(key, value, expires, timeout_s)
 
