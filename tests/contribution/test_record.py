@@ -3,15 +3,10 @@
 import dataclasses
 import hashlib
 import math
-import random
 import struct
-import time
-import tracemalloc
 
 import msgpack
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hivetrain.contribution import record as records
 from hivetrain.contribution.record import (
@@ -280,112 +275,6 @@ def test_other_spellings_of_the_same_values_are_refused(contribution):
     assert msgpack.unpackb(as_text) == msgpack.unpackb(sealed)
     with pytest.raises(RecordError, match="canonical"):
         sealed_by(as_text)
-
-
-def test_no_flipped_bit_passes(contribution, reveal):
-    flips = random.Random(3)
-    for record in (contribution, reveal):
-        sealed = seal(record, KEY, EXPIRES)
-        for at in flips.sample(range(8 * len(sealed)), 400):
-            data = bytearray(sealed)
-            data[at // 8] ^= 1 << at % 8
-            assert refuses(bytes(data))
-
-
-def test_no_truncated_record_passes(contribution):
-    sealed = seal(contribution, KEY, EXPIRES)
-    for length in [*range(0, len(sealed), 7), len(sealed) - 1]:
-        assert refuses(sealed[:length])
-
-
-@given(st.binary(max_size=3000))
-@settings(max_examples=300, deadline=None)
-def test_random_bytes_are_refused(data):
-    assert refuses(data)
-    for kind, opens in (("contribution", open_contribution), ("reveal", open_reveal)):
-        with pytest.raises(RecordError):
-            opens(forge(kind, data))
-
-
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.binary(max_size=40)
-    | st.text(max_size=9)
-)
-JUNK = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=17) | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), inner, max_size=3)
-    ),
-    max_leaves=40,
-)
-
-
-@given(JUNK)
-@settings(max_examples=300, deadline=None)
-def test_values_of_other_types_are_refused(junk):
-    assert refuses(junk)
-    data = msgpack.packb(junk)
-    assert refuses(data)
-    for kind, opens in (("contribution", open_contribution), ("reveal", open_reveal)):
-        with pytest.raises(RecordError):
-            opens(forge(kind, data))
-
-
-@given(st.integers(0, 15), JUNK)
-@settings(max_examples=300, deadline=None)
-def test_a_record_with_one_wrong_field_is_refused_or_differs(at, junk):
-    values = values_of(SEALED)
-    values[at] = junk
-    sealed = forge("contribution", msgpack.packb(values))
-    try:
-        found = open_contribution(sealed)
-    except RecordError:
-        return
-    assert msgpack.packb(dataclasses.astuple(found)) == msgpack.packb(values)
-
-
-def sealed_example() -> bytes:
-    record = Contribution(
-        "r", KEY.address, "p", 1, "0" * 64, bytes(16), 9, Position(0, 0, 0, 0), Position(0, 0, 0, 8), 2, 8, 16, 16,
-        bytes(1024), bytes(32), "32-true",
-    )  # fmt: skip
-    return seal(record, KEY, EXPIRES)
-
-
-SEALED = sealed_example()
-HUGE = {
-    "nested lists": b"\x91" * 60_000,
-    "nested maps": b"\x81\x01" * 30_000,
-    "a list said to be huge": b"\xdd\xff\xff\xff\xff",
-    "a huge list of nothing": b"\xdd\xff\xff\xff\xff" + b"\xc0" * 60_000,
-    "huge bytes": b"\xc6\xff\xff\xff\xff" + bytes(60_000),
-    "a huge text": b"\xdb\xff\xff\xff\xff" + bytes(60_000),
-    "a huge map": b"\xdf\xff\xff\xff\xff",
-    "an extension": b"\xc9\xff\xff\xff\xff\x05",
-    "a time": b"\xc7\x0c\xff" + b"\xff" * 12,
-    "no utf-8": b"\x95\xa2\xff\xff",
-    "a wide list": b"\xdc\xea\x60" + b"\x01" * 60_000,
-}
-
-
-@pytest.mark.parametrize("data", HUGE.values(), ids=HUGE.keys())
-def test_hostile_msgpack_costs_little_time_and_memory(data):
-    tracemalloc.start()
-    began = time.perf_counter()
-    try:
-        assert refuses(data)
-        for kind, opens in (("contribution", open_contribution), ("reveal", open_reveal)):
-            with pytest.raises(RecordError):
-                opens(forge(kind, data))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert time.perf_counter() - began < 1.0
-    assert peak < 8 * 2**20
 
 
 def test_keys_name_run_epoch_and_hotkey():
