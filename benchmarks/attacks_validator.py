@@ -1,0 +1,137 @@
+"""What a validator makes of the submissions, with the package's own audits and scores; only the network is missing.
+
+The surprising fact: the expensive part does not depend on luck. A submission is the same whoever is drawn later, so
+each leaf is replayed once and many chains' draws share it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attacks_miners import Submission
+from attacks_swarm import Swarm
+
+from hivetrain.contribution.audit import Verdict, audit
+from hivetrain.contribution.beacon import beacon_block, draw
+from hivetrain.contribution.record import (
+    Contribution,
+    Position,
+    RecordError,
+    commitment,
+    open_contribution,
+    open_reveal,
+)
+from hivetrain.contribution.replay import Replayed, Replayer
+from hivetrain.data.errors import DataError
+from hivetrain.scoring import Judged, tempo_scores, update_averages, weights
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A submission as far as it can be judged before the beacon.
+
+    Attributes:
+        submission: what came.
+        record: opened; None if it is none.
+        verdict: why it is out already; None if it waits for the beacon.
+    """
+
+    submission: Submission
+    record: Contribution | None
+    verdict: Verdict | None
+
+
+class OneReplayEach(Replayer):
+    """Remembers the replays of a round: attackers of one slot have the same microbatches to compute."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.known: dict[tuple[int, Position, int, int], Replayed] = {}
+
+    def replay(self, seed: bytes, slot: int, contribution: Contribution, offset: int) -> Replayed:
+        key = slot, contribution.first, offset, contribution.batch_size
+        if key not in self.known:
+            self.known[key] = super().replay(seed, slot, contribution, offset)
+        return self.known[key]
+
+
+class Validator:
+    """Judges every round of a swarm for many chains at once: they differ in the hashes of their blocks."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm = swarm
+        self._replayer = OneReplayEach(swarm.model, swarm.params, swarm.reader)
+        self._last: dict[str, Position] = {}
+        self._audited: dict[tuple[str, tuple[int, ...]], Verdict] = {}
+        self.audits = 0
+
+    def begin_round(self) -> None:
+        """Follows the swarm to its current params."""
+        self._replayer.load(dict(self._swarm.model.named_parameters()))
+        self._replayer.known.clear()
+        self._audited.clear()
+
+    def admit(self, submission: Submission) -> Admitted:
+        """Everything that needs no beacon."""
+        swarm, hotkey = self._swarm, submission.miner.address
+        try:
+            record = open_contribution(submission.sealed)
+        except RecordError:
+            return Admitted(submission, None, Verdict.INVALID)
+        of_this_round = (swarm.economy.run_id, hotkey, swarm.epoch, swarm.digest, swarm.economy.rules.fingerprint)
+        if of_this_round != (record.run_id, record.hotkey, record.swarm_epoch, record.params_digest, record.rules):
+            return Admitted(submission, None, Verdict.INVALID)
+        if submission.seen_block >= beacon_block(record, swarm.economy.rules):
+            return Admitted(submission, record, Verdict.LATE)
+        if hotkey in self._last and record.first <= self._last[hotkey]:
+            return Admitted(submission, record, Verdict.INVALID)
+        if (record.peer_id, record.samples) != (submission.miner.peer_id, submission.offered):
+            return Admitted(submission, record, Verdict.NOT_EXCHANGED)
+        self._last[hotkey] = record.last
+        return Admitted(submission, record, None)
+
+    def judge(self, admitted: Admitted, chain: str) -> Judged:
+        """The verdict on one chain."""
+        swarm, record = self._swarm, admitted.record
+        hotkey = admitted.submission.miner.address
+        if record is None or admitted.verdict is not None:
+            return Judged(hotkey, swarm.epoch, 0, admitted.verdict or Verdict.INVALID)
+        rules = swarm.economy.rules
+        beacon = block_hash(chain, beacon_block(record, rules))
+        drawn = draw(beacon, record.run_id, record.swarm_epoch, hotkey, record.microbatches, rules)
+        if (hotkey, drawn) not in self._audited:
+            self._audited[hotkey, drawn] = self._audit(admitted.submission, record, drawn)
+        return Judged(hotkey, swarm.epoch, record.samples, self._audited[hotkey, drawn])
+
+    def _audit(self, submission: Submission, record: Contribution, drawn: tuple[int, ...]) -> Verdict:
+        self.audits += bool(drawn)
+        swarm, reveal = self._swarm, None
+        sealed = submission.reveal(drawn, record.run_id, record.swarm_epoch) if drawn else None
+        if sealed is not None:
+            reveal = open_reveal(sealed)
+            if reveal.commitment != commitment(submission.sealed):
+                reveal = None
+        try:
+            return audit(record, reveal, drawn, swarm.sketch_seed, submission.miner.slot, self._replayer).verdict
+        except DataError:
+            return Verdict.UNJUDGED
+
+
+def block_hash(chain: str, block: int) -> str:
+    """Hash of a block of a simulated chain."""
+    return hashlib.sha256(f"{chain} {block}".encode()).hexdigest()
+
+
+def pay(judged: Iterable[Judged], hotkeys: Sequence[str], tempo_rounds: int, rounds: int) -> dict[str, float]:
+    """Sum of the weights that each hotkey gets over all tempos of a run."""
+    by_tempo: dict[int, list[Judged]] = {}
+    for each in judged:
+        by_tempo.setdefault(each.swarm_epoch // tempo_rounds, []).append(each)
+    averages: Mapping[str, float] = {}
+    total = dict.fromkeys(hotkeys, 0.0)
+    for tempo in range(-(-rounds // tempo_rounds)):
+        averages = update_averages(averages, tempo_scores(by_tempo.get(tempo, [])), hotkeys)
+        for hotkey, weight in weights(averages).items():
+            total[hotkey] += weight
+    return total
