@@ -18,7 +18,9 @@ from hivetrain.contribution.record import Contribution, Position
 from hivetrain.contribution.sketch import Sketcher
 from hivetrain.data.reader import Place, SlotReader
 
-REPLAY_PRECISIONS = ("32-true", "bf16-mixed")
+# In which a miner's work is replayed by default. All values can replay all work, at a wider tolerance across them.
+REPLAYED_IN = {"32-true": "32-true", "16-mixed": "32-true", "bf16-mixed": "bf16-mixed"}
+REPLAY_PRECISIONS = tuple(sorted(set(REPLAYED_IN.values())))
 
 
 class PrecisionError(ValueError):
@@ -33,11 +35,13 @@ class Replayed:
         loss: mean loss.
         sketch: of the mean gradient, (256,) fp32 on CPU.
         place: (data_pass, window, place, block) of its first block.
+        precision: in which it was computed.
     """
 
     loss: float
     sketch: torch.Tensor
     place: Place
+    precision: str
 
 
 class Replayer:
@@ -50,7 +54,7 @@ class Replayer:
         params: its trainable params in the order in which the swarm concatenates gradients: the optimizer's.
         reader: of the run's data.
         device: where to compute; may be weaker than the miners'.
-        precision: of the replay: one of ``REPLAY_PRECISIONS``.
+        precision: of all replays, one of ``REPLAY_PRECISIONS``; None: that of each miner, or fp32 for fp16.
         rows: sequences to compute at a time; None: the whole microbatch. Only for losses that are a mean over
             sequences, as a language model's on full blocks is.
 
@@ -64,14 +68,15 @@ class Replayer:
         params: Sequence[torch.nn.Parameter],
         reader: SlotReader,
         device: str | torch.device = "cpu",
-        precision: str = "32-true",
+        precision: str | None = None,
         rows: int | None = None,
     ) -> None:
         self.reader = reader
         self.device = torch.device(device)
         self.precision = precision
         self.rows = rows
-        self._plugin = _plugin(precision, self.device)
+        if precision not in (None, *REPLAY_PRECISIONS):
+            raise PrecisionError(f"cannot replay in precision {precision!r}: use {' or '.join(REPLAY_PRECISIONS)}")
         names = {param: name for name, param in module.named_parameters()}
         self._module = copy.deepcopy(module).to(self.device, torch.float32).train()
         own = dict(self._module.named_parameters())
@@ -106,17 +111,30 @@ class Replayer:
             offset: in blocks.
 
         Raises:
+            PrecisionError: work in its precision cannot be replayed.
             AssignmentError: the data have no such place.
             DataError: a unit cannot be read, or the place is out of the reader's reach.
         """
         batch, place = self.reader.batch(slot, place_of(contribution.first), offset, contribution.batch_size)
-        loss, gradients = self.gradients(batch)
+        precision = self.precision_for(contribution.precision)
+        loss, gradients = self.gradients(batch, precision)
         if self._sketcher is None or seed != self._seed:
             self._sketcher, self._seed = Sketcher(seed, [p.numel() for p in self._params], self.device), seed
-        return Replayed(loss, self._sketcher.sketch(gradients), place)
+        return Replayed(loss, self._sketcher.sketch(gradients), place, precision)
 
-    def gradients(self, batch: Mapping[str, torch.Tensor]) -> tuple[float, list[torch.Tensor | None]]:
+    def precision_for(self, miner: str) -> str:
+        """In which precision work of a miner's is replayed here.
+
+        Raises:
+            PrecisionError: it cannot be replayed.
+        """
+        if miner not in REPLAYED_IN:
+            raise PrecisionError(f"work in precision {miner!r} cannot be replayed: use {' or '.join(REPLAYED_IN)}")
+        return self.precision or REPLAYED_IN[miner]
+
+    def gradients(self, batch: Mapping[str, torch.Tensor], precision: str) -> tuple[float, list[torch.Tensor | None]]:
         """Mean loss and mean gradient of a batch on the loaded params, in the order of ``params``."""
+        plugin = MixedPrecision("bf16-mixed", self.device.type) if precision == "bf16-mixed" else Precision()
         count = len(next(iter(batch.values())))
         rows = self.rows or count
         total = 0.0
@@ -126,17 +144,17 @@ class Replayer:
                 for start in range(0, count, rows):
                     part = {name: tensor[start : start + rows].to(self.device) for name, tensor in batch.items()}
                     share = len(next(iter(part.values()))) / count
-                    loss = self._loss(part)
+                    loss = self._loss(part, plugin)
                     (loss if share == 1 else loss * share).backward()
                     total += share * loss.item()
             return total, [param.grad for param in self._params]
         finally:
             self._module.zero_grad(set_to_none=True)
 
-    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._plugin.train_step_context(), warnings.catch_warnings():
+    def _loss(self, batch: dict[str, torch.Tensor], plugin: Precision) -> torch.Tensor:
+        with plugin.train_step_context(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*self.log.*")  # there is no trainer to log to
-            out: Any = self._module.training_step(self._plugin.convert_input(batch), 0)
+            out: Any = self._module.training_step(plugin.convert_input(batch), 0)
         loss = out["loss"] if isinstance(out, Mapping) else out
         assert isinstance(loss, torch.Tensor), "training_step returns the loss, as in training"
         return loss
@@ -145,12 +163,3 @@ class Replayer:
 def place_of(position: Position) -> Place:
     """A record's position as readers take it."""
     return position.data_pass, position.window, position.place, position.block
-
-
-def _plugin(precision: str, device: torch.device) -> Precision:
-    """What Lightning's Trainer computes a training step with."""
-    if precision == "32-true":
-        return Precision()
-    if precision == "bf16-mixed":
-        return MixedPrecision("bf16-mixed", device.type)
-    raise PrecisionError(f"cannot replay in precision {precision!r}: use one of {', '.join(REPLAY_PRECISIONS)}")

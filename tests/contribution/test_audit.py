@@ -11,7 +11,7 @@ from hivetrain.contribution import merkle
 from hivetrain.contribution.audit import SUM_TOLERANCES, TOLERANCES, Verdict, audit, check_sum, relative_error
 from hivetrain.contribution.leaves import WorkLog
 from hivetrain.contribution.record import Position
-from hivetrain.contribution.replay import REPLAY_PRECISIONS, PrecisionError, Replayer
+from hivetrain.contribution.replay import REPLAY_PRECISIONS, REPLAYED_IN, PrecisionError, Replayer
 from hivetrain.contribution.rules import AuditRules
 from hivetrain.contribution.sketch import SKETCH_SIZE, Sketcher, sketch_bytes, sketch_seed
 from hivetrain.data import RefinedWebDataModule, SlotReader
@@ -32,12 +32,12 @@ class Miner:
         self.data = data_module()
         self.reader = SlotReader.of(self.data)
         self.params = optimizer_params(model)
-        self.replayer = Replayer(model, self.params, self.reader, precision=precision)
+        self.replayer = Replayer(model, self.params, self.reader)
         self.sketcher = Sketcher(SEED, [param.numel() for param in self.params])
         self.precision, self.lie, self.slot, self.log = precision, lie, slot, WorkLog()
 
     def gradient(self, batch):
-        loss, gradients = self.replayer.gradients(batch)
+        loss, gradients = self.replayer.gradients(batch, self.precision)
         return loss, self.sketcher.sketch(gradients)
 
     def mine(self, microbatches=3, begin=(0, 0, 0, 0), skip=(), slot=None):
@@ -122,9 +122,9 @@ def test_a_replay_is_bit_by_bit_the_gradient_of_a_training_step(precision, isola
     Trainer(accelerator="cpu", precision=precision, max_steps=2, callbacks=Watch(), **quiet).fit(model, data)
     (_, state), (gradients, loss) = trained_on, found[2:]
     reader = SlotReader.of(data)
-    replayer = Replayer(model, optimizer_params(model), reader, precision=precision)
+    replayer = Replayer(model, optimizer_params(model), reader)
     replayer.load(state)
-    replayed_loss, replayed = replayer.gradients(reader.batch(SLOT, (0, 0, 0, 0), BATCH_SIZE, BATCH_SIZE)[0])
+    replayed_loss, replayed = replayer.gradients(reader.batch(SLOT, (0, 0, 0, 0), BATCH_SIZE, BATCH_SIZE)[0], precision)
     assert replayed_loss == loss
     assert all(map(torch.equal, replayed, gradients))
 
@@ -159,20 +159,25 @@ def test_params_are_loaded_by_name_and_all_of_them(model):
     with pytest.raises(ValueError, match="none of the model's tensors"):
         replayer.load({**state, name: torch.zeros(1)})
     batch, _ = replayer.reader.batch(SLOT, (0, 0, 0, 0), 0, 2)
-    before, _ = replayer.gradients(batch)
+    before, _ = replayer.gradients(batch, "32-true")
     replayer.load(state)
     other = copy.deepcopy(model)
     other.load_state_dict(state, strict=False)
-    assert replayer.gradients(batch)[0] == pytest.approx(other.loss(batch).item()) != pytest.approx(before)
+    assert replayer.gradients(batch, "32-true")[0] == pytest.approx(other.loss(batch).item()) != pytest.approx(before)
 
 
 def test_only_precisions_that_are_measured_can_replay(model):
+    assert TOLERANCES.keys() == REPLAYED_IN.keys()
     assert all(tuple(by_replay) == REPLAY_PRECISIONS for by_replay in TOLERANCES.values())
+    replayer = Replayer(model, [], None)
+    assert [replayer.precision_for(miner) for miner in TOLERANCES] == ["32-true", "32-true", "bf16-mixed"]
+    with pytest.raises(PrecisionError, match="16-true"):
+        replayer.precision_for("16-true")
     with pytest.raises(PrecisionError, match="bf16-mixed"):
         Replayer(model, [], None, precision="16-true")
 
 
-@pytest.mark.parametrize("replay", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("replay", [None, "32-true", "bf16-mixed"])
 @pytest.mark.parametrize("miner", ["32-true", "bf16-mixed"])
 def test_honest_work_passes_in_every_pair_of_precisions(model, miner, replay):
     miner = Miner(model, miner)
@@ -369,7 +374,9 @@ def test_the_members_totals_add_up_to_the_averaged_gradient_unless_one_sends_som
     for miner, weight, count in zip(miners, weights, (2, 5, 4), strict=True):
         members.append((weight, miner.mine(count)))
         batches = [miner.reader.batch(miner.slot, (0, 0, 0, 0), 8 * i, 8)[0] for i in range(count)]
-        flats = [torch.cat([g.flatten() for g in miner.replayer.gradients(batch)[1]]) for batch in batches]
+        flats = [
+            torch.cat([g.flatten() for g in miner.replayer.gradients(batch, miner.precision)[1]]) for batch in batches
+        ]
         gradients.append(torch.stack(flats).mean(0))
 
     def error(gradients):
@@ -394,7 +401,7 @@ def honest_errors(precision, audits):
     replayers = {}
     found = []
     miner = Miner(model, precision)
-    for replay in ("32-true", "bf16-mixed"):
+    for replay in (None, "32-true", "bf16-mixed"):
         replayers[replay] = Replayer(model, miner.params, miner.reader, precision=replay)
     ways = itertools.cycle(itertools.product((1, 2), (1, 2), replayers.values()))
     try:
