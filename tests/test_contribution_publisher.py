@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,7 @@ from hivetrain.contribution.sketch import Sketcher, sketch_seed, sketch_vector
 from hivetrain.data import RefinedWebDataModule
 from hivetrain.data.reader import SlotReader
 from hivetrain.errors import UserError
+from hivetrain.fit_cli import HiveCLI
 from hivetrain.keys import Hotkey, Wallet
 from hivetrain.model import CausalLM
 from hivetrain.strategies import HivemindStrategy
@@ -443,6 +445,23 @@ def test_a_reveal_that_the_dht_does_not_take_is_tried_again_until_it_is_too_late
     assert (clock.counts.audits_drawn, clock.counts.reveals_published, clock.counts.reveals_missed) == (1, 0, 1)
 
 
+def test_a_chain_that_answers_nonsense_for_a_hash_ends_no_clock(subnet) -> None:
+    class Nonsense(LocalChain):
+        def block_hash(self, block, timeout_s):
+            return "0xnonsense"
+
+    counts = WorkCounts()
+    clock = BeaconClock(Nonsense(subnet.path, subnet.wallet), ALWAYS, 0.0, counts)
+    clock.start(subnet.advance(1))
+    clock.expect(sample_record(subnet, clock.block), lambda drawn: True)
+    subnet.advance(ALWAYS.beacon_lag + ALWAYS.reveal_blocks + 1)
+    wait_until(lambda: clock.is_settled, "it is given up")
+    block = subnet.advance(1)
+    wait_until(lambda: clock.block == block, "the clock goes on")
+    clock.stop()
+    assert (counts.audits_drawn, counts.reveals_missed) == (0, 1)
+
+
 def test_a_clock_that_waits_for_a_block_or_for_a_dead_server_stops_within_two_seconds(tmp_path) -> None:
     path = tmp_path / "slow.db"
     Ledger.create(path, Rules(block_time_s=1000.0))
@@ -542,3 +561,23 @@ def test_what_cannot_be_committed_to_goes_on_unpaid_and_is_counted(subnet, clock
     work.on_update(RoundReport(5, Outcome.ALONE, samples=12, local_samples=12))
     assert clock.counts.samples_committed == clock.counts.contributions_published == 0
     assert clock.is_settled
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        ([], None),
+        (["--contribute.class_path=hivetrain.demo.cheats.CheatingPublisher", "--contribute.kind=lazy"], "lazy"),
+    ],
+)
+def test_a_publisher_is_chosen_on_the_command_line(chosen, kind, monkeypatch) -> None:
+    monkeypatch.setattr(HiveCLI, "_run_subcommand", lambda self, subcommand: None)
+    config = Path(__file__).parent.parent / "hivetrain" / "demo" / "miner.yaml"
+    options = ["--contribute.chain=ledger.db", "--contribute.wallet=me", "--contribute.rules.probability=0.5"]
+    cli = HiveCLI("fit", ["-c", str(config), *chosen, *options])
+    (publisher,) = [found for found in cli.trainer.callbacks if isinstance(found, ContributionPublisher)]
+    assert getattr(publisher, "kind", None) == kind
+    assert (publisher.chain, publisher.wallet.name, publisher.rules.probability) == ("ledger.db", "me", 0.5)

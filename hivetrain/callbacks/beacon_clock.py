@@ -119,10 +119,6 @@ class BeaconClock:
                 self._stopped.wait(retry_s)
                 retry_s = min(2 * retry_s, _MAX_RETRY_S, max(self._block_time_s, 1.0))
                 continue
-            except Exception:  # the thread's boundary
-                logger.exception("the beacon clock failed; it goes on")
-                self._stopped.wait(self._poll_s)
-                continue
             if failing:
                 logger.info("the chain answers again, at block %d", self._block)
             retry_s, failing = self._poll_s, False
@@ -139,30 +135,45 @@ class BeaconClock:
         for expected in due:
             if self._stopped.is_set():
                 return
-            if self._is_done(expected, self._block):
+            if self._is_done(expected, self._block > expected.beacon + self._rules.reveal_blocks):
                 with self._changed:
                     if expected in self._expected:
                         self._expected.remove(expected)
                     self._changed.notify_all()
 
-    def _is_done(self, expected: _Expected, block: int) -> bool:
+    def _is_done(self, expected: _Expected, is_late: bool) -> bool:
         """Draws and reveals. Returns whether nothing is left to do."""
         work = expected.contribution
-        what = f"contribution of swarm epoch {work.swarm_epoch}"
-        beacon = self._chain.block_hash(expected.beacon, _CALL_S)
-        if beacon is not None:
-            drawn = draw(beacon, work.run_id, work.swarm_epoch, work.hotkey, work.microbatches, self._rules)
-            if not drawn:
-                return True
-            if expected.reveal(drawn):
-                self._counts.audits_drawn += 1
-                self._counts.reveals_published += 1
-                logger.info("audit: revealed leaves %s of the %s", drawn, what)
-                return True
-        if block <= expected.beacon + self._rules.reveal_blocks:
-            return False
-        if beacon is not None:
+        drawn = self._draw(expected)
+        if drawn == ():
+            return True
+        if drawn is not None and not is_late and self._has_revealed(expected, drawn):
             self._counts.audits_drawn += 1
-        self._counts.reveals_missed += 1
-        logger.warning("the %s could not be revealed in time", what)
-        return True
+            self._counts.reveals_published += 1
+            logger.info("audit: revealed leaves %s of the contribution of swarm epoch %d", drawn, work.swarm_epoch)
+            return True
+        if is_late:
+            self._counts.audits_drawn += drawn is not None
+            self._counts.reveals_missed += 1
+            logger.warning("the contribution of swarm epoch %d could not be revealed in time", work.swarm_epoch)
+        return is_late
+
+    def _draw(self, expected: _Expected) -> tuple[int, ...] | None:
+        """The drawn leaves; None if the beacon is not known."""
+        work = expected.contribution
+        beacon = self._chain.block_hash(expected.beacon, _CALL_S)
+        if beacon is None:
+            return None
+        try:
+            return draw(beacon, work.run_id, work.swarm_epoch, work.hotkey, work.microbatches, self._rules)
+        except ValueError as error:
+            logger.warning("the chain gave no hash of block %d: %s", expected.beacon, error)
+            return None
+
+    def _has_revealed(self, expected: _Expected, drawn: tuple[int, ...]) -> bool:
+        try:
+            return expected.reveal(drawn)
+        except Exception:  # the thread's boundary; tried again until it is too late
+            if not self._stopped.is_set():
+                logger.exception("a reveal failed")
+            return False

