@@ -1,0 +1,1 @@
+"""Scores miners: follows a run, audits its contributions, sets weights."""

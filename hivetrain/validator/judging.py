@@ -1,0 +1,139 @@
+"""From records to verdicts: which round has them, what the beacon draws, what a replay finds.
+
+Surprising fact: a verdict is given once and never taken back, and each is written down by itself. So it does not matter
+how many are given in one round.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+
+from hivetrain.chain.base import Chain
+from hivetrain.contribution.audit import Audit, Verdict
+from hivetrain.contribution.beacon import draw
+from hivetrain.contribution.rules import AuditRules
+from hivetrain.data.errors import DataError
+from hivetrain.validator.auditor import Auditor
+from hivetrain.validator.intake import check_positions, match, without_reveal
+from hivetrain.validator.run import FollowedRun
+from hivetrain.validator.state import OpenRecord, State
+
+logger = logging.getLogger(__name__)
+
+_ACCUSED = (Verdict.FAILED, Verdict.MISSING)
+
+
+class Judge:
+    """Gives verdicts on the records in the state.
+
+    Args:
+        chain: has the beacons.
+        run: has the params.
+        state: open.
+        rules: of the run's audits.
+        auditor: replays.
+        timeout_s: limit for one call to the chain.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        run: FollowedRun,
+        state: State,
+        rules: AuditRules,
+        auditor: Auditor,
+        timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._chain, self._run, self._state, self._rules = chain, run, state, rules
+        self._auditor, self._timeout_s, self._clock = auditor, timeout_s, clock
+
+    def match(self) -> None:
+        """Looks for each record among the members of the round that ended its epoch."""
+        for record in self._state.open_records("NOT exchanged"):
+            work = record.contribution
+            ended = self._state.round(work.swarm_epoch)
+            if ended is None:
+                continue
+            with self._state.transaction():
+                around = self._state.used_around(work.hotkey, work.swarm_epoch)
+                objection = match(record, ended) or check_positions(work, *around)
+                if objection is None:
+                    self._state.set_exchanged(record)
+                else:
+                    self.decide(record, objection)
+
+    def draw(self, block: int) -> None:
+        """Draws the leaves of all records whose beacon exists."""
+        hashes: dict[int, str | None] = {}
+        for record in self._state.open_records("drawn IS NULL AND beacon <= ?", block):
+            if record.beacon not in hashes:
+                hashes[record.beacon] = self._chain.block_hash(record.beacon, self._timeout_s)
+            beacon, work = hashes[record.beacon], record.contribution
+            with self._state.transaction():
+                if beacon is not None:
+                    drawn = draw(beacon, work.run_id, work.swarm_epoch, work.hotkey, work.microbatches, self._rules)
+                    self._state.set_drawn(record.commitment, drawn, beacon)
+                elif block > record.due:
+                    reason = f"The hash of its beacon, block {record.beacon}, is no longer known."
+                    self.decide(record, Audit(Verdict.UNJUDGED, reason))
+
+    def judge(self, for_s: float, final: int | None) -> bool:
+        """Gives verdicts for some seconds; returns whether more could be given.
+
+        Args:
+            for_s: seconds; the replay that is under way then is finished.
+            final: what was due until this block is audited now or not at all.
+        """
+        until = self._clock() + for_s
+        for record in self._state.open_records("exchanged AND drawn IS NOT NULL"):
+            if record.drawn and record.reveal is None:
+                found = without_reveal(record)
+            elif self._clock() > until:
+                return True
+            else:
+                found = self._audit(record, final is not None and record.due <= final)
+            if found is not None:
+                with self._state.transaction():
+                    self.decide(record, found)
+        return False
+
+    def check_sums(self, from_epoch: int) -> None:
+        """Compares rounds' averages with what their members committed to; a mismatch names nobody."""
+        tolerance = self._auditor.sum_tolerance
+        for ended, sketch in self._state.unchecked_rounds(from_epoch):
+            works = [(weight, self._state.contribution(bound)) for _, _, weight, bound in ended.members or ()]
+            members = [(weight, work) for weight, work in works if work is not None]
+            if tolerance is None or not members or len(members) < len(works):
+                continue
+            error = self._auditor.sum_error(sketch, members)
+            with self._state.transaction():
+                self._state.set_sum_error(ended.epoch, error, tolerance)
+            if not error <= tolerance:
+                logger.warning(
+                    "swarm epoch %d: the average differs by %.2g from what its %d members committed to (at most %g)",
+                    ended.epoch, error, len(members), tolerance,
+                )  # fmt: skip
+
+    def decide(self, record: OpenRecord, found: Audit) -> None:
+        """Writes a verdict down; inside a transaction."""
+        work = record.contribution
+        self._state.judge(record.commitment, found)
+        level = logging.WARNING if found.verdict in _ACCUSED else logging.INFO if found.leaves else logging.DEBUG
+        logger.log(level, "swarm epoch %d, %s: %s: %s", work.swarm_epoch, work.hotkey, found.verdict, found.reason)
+
+    def _audit(self, record: OpenRecord, final: bool) -> Audit | None:
+        """The verdict, or None to try again later."""
+        work = record.contribution
+        params: Mapping[str, torch.Tensor] | None = self._run.params(work.swarm_epoch) if record.drawn else {}
+        if params is None:
+            reason = f"The params of swarm epoch {work.swarm_epoch} are not kept: raise run.keep_epochs."
+            logger.warning("%s: unjudged: %s", work.hotkey, reason)
+            return Audit(Verdict.UNJUDGED, reason)
+        try:
+            return self._auditor.audit(record, params)
+        except (DataError, torch.OutOfMemoryError) as error:
+            logger.warning("cannot audit %s in swarm epoch %d: %s", work.hotkey, work.swarm_epoch, error)
+            return Audit(Verdict.UNJUDGED, f"This validator could not replay it: {error}") if final else None

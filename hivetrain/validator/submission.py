@@ -1,0 +1,102 @@
+"""Brings a tempo's weights onto the chain.
+
+Surprising fact: a call whose answer was lost is not a failure. That the weights are on their way is written down before
+the call, and after a lost answer, or a crash, the chain is read before anything is sent again.
+"""
+
+import logging
+
+from hivetrain.chain.base import Chain, Code, LedgerError, Neuron, Outcome, Receipt, Snapshot
+from hivetrain.validator.state import State
+from hivetrain.validator.tempos import UNFINISHED, Status, Tempo, Tempos
+
+logger = logging.getLogger(__name__)
+
+_LANDING_BLOCKS = 3  # a lost call may still arrive within these
+_SAME_SHARE = 1e-3
+
+
+class Submission:
+    """One step at a time; what it knows is in the state.
+
+    Args:
+        chain: where the weights go.
+        state: for transactions.
+        tempos: in that state.
+        version_key: version of the scoring rules.
+        most_attempts: how often the weights of one tempo are sent.
+        timeout_s: limit for one call.
+    """
+
+    def __init__(
+        self, chain: Chain, state: State, tempos: Tempos, version_key: int, most_attempts: int, timeout_s: float
+    ) -> None:
+        self._chain, self._state, self._tempos = chain, state, tempos
+        self._version_key, self._most_attempts, self._timeout_s = version_key, most_attempts, timeout_s
+
+    def step(self, view: Snapshot) -> None:
+        """Sends the weights of the last tempo, if they wait and may be sent now."""
+        tempo = self._tempos.latest()
+        if tempo is None or tempo.status not in UNFINISHED:
+            return
+        me = view.neuron(self._chain.hotkey)
+        if me is None:
+            self._put_off(tempo, f"hotkey {self._chain.hotkey} is not registered")
+        elif tempo.status is Status.SENDING and not self._is_lost(tempo, me, view):
+            pass
+        elif not me.permit:
+            reason = f"hotkey {me.hotkey} has no validator permit; the next epoch may grant it to enough stake"
+            self._put_off(tempo, reason)
+        elif view.block < max(tempo.retry_block, me.last_update + view.rules.rate_limit):
+            pass
+        elif tempo.attempts >= self._most_attempts:
+            self._settle(tempo, Status.FAILED, f"given up after {tempo.attempts} attempts: {tempo.receipt}")
+        else:
+            self._send(tempo, me, view)
+
+    def _is_lost(self, tempo: Tempo, me: Neuron, view: Snapshot) -> bool:
+        """Whether weights that were on their way have not arrived and will not."""
+        assert tempo.sent_block is not None
+        assert tempo.sent_after is not None
+        if me.last_update > tempo.sent_after:
+            status = Status.SEALED if view.rules.commit_reveal else Status.SET
+            self._settle(tempo, status, f"read back: the chain has weights of block {me.last_update}")
+            return False
+        if not view.rules.commit_reveal:
+            row = self._chain.weights(self._timeout_s).get(me.hotkey, {})
+            if all(abs(row.get(name, 0) - tempo.weights.get(name, 0)) < _SAME_SHARE for name in {*row, *tempo.weights}):
+                self._settle(tempo, Status.SET, "read back: the chain has these weights")
+                return False
+        return view.block >= tempo.sent_block + _LANDING_BLOCKS
+
+    def _send(self, tempo: Tempo, me: Neuron, view: Snapshot) -> None:
+        with self._state.transaction():
+            self._tempos.begin_sending(tempo, view.block, me.last_update)
+        try:
+            receipt = self._chain.submit_weights(tempo.weights, self._version_key, self._timeout_s)
+        except LedgerError as error:
+            if error.code is Code.CLOSED:
+                raise
+            wait = error.retry_after_blocks or 2 ** (tempo.attempts + 1)
+            self._settle(tempo, Status.PENDING, str(error), view.block + wait)
+            return
+        if receipt.outcome is Outcome.UNKNOWN:
+            logger.warning("weights of tempo %d: sent, but the answer was lost; the chain is read next", tempo.block)
+            return
+        self._settle(tempo, Status.SEALED if receipt.outcome is Outcome.COMMITTED else Status.SET, _text(receipt))
+
+    def _put_off(self, tempo: Tempo, reason: str) -> None:
+        if tempo.receipt != reason:  # said once
+            self._settle(tempo, tempo.status, reason, tempo.retry_block)
+
+    def _settle(self, tempo: Tempo, status: Status, receipt: str, retry_block: int = 0) -> None:
+        with self._state.transaction():
+            self._tempos.settle(tempo, status, receipt, retry_block)
+        done = status in (Status.SET, Status.SEALED)
+        log = logger.info if done else logger.error if status is Status.FAILED else logger.warning
+        log("weights of tempo %d: %s: %s", tempo.block, status if done else f"not set ({status})", receipt)
+
+
+def _text(receipt: Receipt) -> str:
+    dropped = f"; left out, no longer registered: {', '.join(receipt.dropped)}" if receipt.dropped else ""
+    return f"{receipt.outcome} in block {receipt.block}{dropped}{' ' if receipt.detail else ''}{receipt.detail}"
