@@ -2,6 +2,9 @@
 
 import hashlib
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from hivetrain.contribution.sketch import Sketcher, sketch_bytes, sketch_seed, sketch_vector
 
+ROOT = Path(__file__).parents[2]
 SUMS = 4093
 BLOCK = 256 * SUMS
 SEED = sketch_seed("run-1", 7, "0123456789abcdef" * 4)
@@ -139,6 +143,15 @@ def test_a_gpu_gives_the_same_sketch():
     assert relative(found, Sketcher(SEED, sizes).sketch(tensors)) < 1e-6
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 16])
+def test_blocks_taken_together_as_on_a_gpu_give_the_same_sketch(monkeypatch, at_once):
+    tensors = [random(3 * BLOCK // 1000, 1000), random(700, seed=1), random(BLOCK, seed=2)]
+    sizes = [tensor.numel() for tensor in tensors]
+    one_by_one = Sketcher(SEED, sizes).sketch(tensors)
+    monkeypatch.setattr("hivetrain.contribution.sketch._BLOCKS_AT_ONCE", {"cpu": at_once})
+    assert relative(Sketcher(SEED, sizes).sketch(tensors), one_by_one) < 1e-6
+
+
 def test_other_sizes_are_refused():
     sketcher = Sketcher(SEED, [10, 20])
     for wrong in ([random(10)], [random(10), random(21)], [random(10), None, None]):
@@ -224,3 +237,28 @@ def test_equal_tensors_neither_cancel_nor_add_up():
     for signs in ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1)):
         norm = sketcher.sketch([sign * tensor for sign in signs]).norm() / (2 * tensor.norm())
         assert 0.8 < norm < 1.2
+
+
+@pytest.mark.slow
+def test_the_sketch_benchmark_measures_a_model_of_ones_own():
+    command = [
+        "benchmarks/sketch.py",
+        "--layers",
+        "1",
+        "--width",
+        "64",
+        "--batch",
+        "2",
+        "--block",
+        "16",
+        "--repeats",
+        "2",
+    ]
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    *_, row = (line.strip("|").split("|") for line in ended.stdout.splitlines() if line.startswith("|"))
+    figures = [float(text.split()[0].rstrip("%").replace(",", "")) for text in (row[1], *row[3:])]
+    assert min(figures) > 0
+    assert "2 repeats" in ended.stdout
