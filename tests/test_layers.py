@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = {
     3: ("cli", "fit_cli", "config_errors", "commands", "demo", "dashboard"),
-    2: ("strategies", "callbacks", "validator", "bootstrap"),
+    2: ("strategies", "callbacks", "validator", "bootstrap", "monitor"),
     1: ("swarm", "averaging", "scoring", "chain", "contribution.audit"),
     0: ("chain.base", "chain.yuma", "contribution", "keys", "model", "data", "errors"),
 }
