@@ -33,11 +33,11 @@ class EpochLine:
         outcome: of the exchange, as most peers saw it; "" if nobody told.
         group_size: members that exchanged with each other.
         expected_peers: live peers when it began.
-        fraction: share of the vector received, the smallest that a peer told.
+        fraction: share of the vector received.
         matchmaking_s: seconds until there was a group.
         exchange_s: seconds of exchange and vote.
-        bytes_sent: by all peers that told.
-        bytes_received: by all peers that told.
+        bytes_sent: by a peer.
+        bytes_received: by a peer.
         batch_samples: samples in the committed average.
         failed: attempts that led to nothing, over all peers.
         reason: of one of them.
@@ -96,11 +96,11 @@ def _with_exchange(line: EpochLine, rounds: Sequence[RoundNote]) -> EpochLine:
         outcome=min(outcomes, key=lambda name: (-outcomes[name], name)),
         group_size=int(median(note.group_size for note in shown)),
         expected_peers=int(median(note.expected_peers for note in shown)),
-        fraction=min(note.fraction for note in shown),
+        fraction=median(note.fraction for note in shown),
         matchmaking_s=median(note.matchmaking_s for note in shown),
         exchange_s=median(note.exchange_s for note in shown),
-        bytes_sent=sum(note.bytes_sent for note in rounds),
-        bytes_received=sum(note.bytes_received for note in rounds),
+        bytes_sent=int(median(note.bytes_sent for note in shown)),
+        bytes_received=int(median(note.bytes_received for note in shown)),
         batch_samples=int(median(note.samples for note in shown)),
         failed=len(failed),
         reason=failed[-1].reason if failed else "",

@@ -1,0 +1,192 @@
+"""Runs the dashboard: joins the DHT as a client, follows the run, serves the page, ends on a signal.
+
+Surprising fact: a browser holds its event stream open for ever, so the streams are told to end before uvicorn waits for
+its connections.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from urllib.parse import quote
+
+import uvicorn
+
+from hivetrain.chain.address import open_chain
+from hivetrain.dashboard.app import MAX_STREAMS, create_app
+from hivetrain.errors import UserError
+from hivetrain.monitor.collector import Collector
+from hivetrain.monitor.feed import Feed
+from hivetrain.monitor.history import History
+from hivetrain.monitor.reader import RunReader
+from hivetrain.swarm import DHTUnavailableError, SwarmDHT, count_known_peers, resolve_initial_peers, start_dht
+
+logger = logging.getLogger(__name__)
+
+STATE_DIR = "~/.local/state/hivetrain"
+EXIT_AFTER_CTRL_C = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to show, and where.
+
+    Args:
+        run_id: name of the run.
+        initial_peers: multiaddrs or bootstrap URLs; None: from the environment.
+        chain: address of the chain; None without one.
+        host: where to listen for HTTP.
+        port: port for HTTP; 0 picks a free one.
+        db: file of the history; None: one for each run under ``STATE_DIR``; ``:memory:``: none.
+        address_file: file that gets the URL once the server listens; removed at the end.
+        interval_s: seconds between two readings of the DHT.
+    """
+
+    run_id: str
+    initial_peers: Sequence[str] | None = None
+    chain: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    db: str | None = None
+    address_file: str | None = None
+    interval_s: float = 2.0
+
+
+def serve(options: Options) -> int:
+    """Runs until SIGTERM or Ctrl-C. Call it on the main thread.
+
+    Returns:
+        The exit status: 0 after SIGTERM, 130 after Ctrl-C.
+
+    Raises:
+        UserError: the port is taken, the swarm cannot be joined, or an argument is unusable.
+    """
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ExitStack() as stack:
+        stack.callback(_ignore_signals)
+        try:
+            _serve(options, stack)
+        except _Terminated:
+            return 0
+        except KeyboardInterrupt:
+            return EXIT_AFTER_CTRL_C
+        finally:
+            _ignore_signals()  # nobody interrupts the end
+    return 0
+
+
+def default_db(run_id: str) -> str:
+    """The history's file where none is named."""
+    return f"{STATE_DIR}/dashboard-{quote(run_id, safe='')}.sqlite3"
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class _Server(uvicorn.Server):
+    """Tells the streams to end as soon as a signal arrives."""
+
+    closing: threading.Event
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.closing.set()
+        super().handle_exit(sig, frame)
+
+
+def _serve(options: Options, stack: ExitStack) -> None:
+    history = History(options.db or default_db(options.run_id), options.run_id)
+    history.open()
+    stack.callback(history.close)
+    _listen(options.host, options.port).close()  # fails now; the DHT's process must not inherit the listener
+    chain = None
+    if options.chain:
+        chain = open_chain(options.chain), options.chain
+        stack.callback(chain[0].close)
+    peers = list(options.initial_peers) if options.initial_peers else None
+    dht = start_dht(resolve_initial_peers(peers), client_mode=True)
+    stack.callback(dht.shutdown)
+    closing = threading.Event()
+    reader = RunReader(dht, options.run_id, give_up=closing.is_set)
+    reader.open()
+    stack.callback(reader.close)
+    feed = Feed()
+    collector = Collector(
+        reader, history, feed, chain, interval_s=options.interval_s, peers_known=lambda: _known_peers(dht)
+    )
+    stack.callback(collector.stop)
+    stack.callback(closing.set)
+    collector.start()
+    with _listen(options.host, options.port) as listener:
+        _serve_http(options, feed, history, closing, listener)
+
+
+def _serve_http(
+    options: Options, feed: Feed, history: History, closing: threading.Event, listener: socket.socket
+) -> None:
+    server = _Server(
+        uvicorn.Config(
+            create_app(feed, history, closing),
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=4 * MAX_STREAMS,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    server.closing = closing
+    url = _url_of(listener)
+    logger.info("dashboard of run %r: %s", options.run_id, url)
+    if options.address_file is None:
+        server.run(sockets=[listener])
+        return
+    path = Path(options.address_file)
+    try:
+        path.with_suffix(".tmp").write_text(url)
+        os.replace(path.with_suffix(".tmp"), path)
+        server.run(sockets=[listener])
+    except OSError as error:
+        raise UserError(f"cannot write the address file {path}: {error.strerror}") from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _known_peers(dht: SwarmDHT) -> int:
+    try:
+        return count_known_peers(dht, timeout_s=2.0)
+    except DHTUnavailableError:
+        return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        code = getattr(error, "errno", None) or 0
+        reason = os.strerror(code) if code > 0 else error  # a name that cannot be resolved has a negative code
+        raise UserError(f"cannot listen on {host} port {port}: {reason}; pass another --port") from error
+
+
+def _url_of(listener: socket.socket) -> str:
+    """A URL that works on this machine, also when the server listens on all interfaces."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _raise_terminated(_signum: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _ignore_signals() -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)

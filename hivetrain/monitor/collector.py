@@ -1,0 +1,247 @@
+"""Follows a run in the background: reads the DHT and the chain, keeps the history, publishes the picture.
+
+Surprising fact: a chain that hangs delays nothing else, because it is read in a thread of its own; what it said last
+stays on the page with the reason why there is nothing newer.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from hivetrain.averaging.loop import Interrupted
+from hivetrain.averaging.settings import RunSettings
+from hivetrain.chain.base import Chain, LedgerError
+from hivetrain.contribution.scoreboard import Scoreboard
+from hivetrain.monitor.aggregate import EpochLine
+from hivetrain.monitor.feed import Feed
+from hivetrain.monitor.history import KEPT_NOTES, History, Tick
+from hivetrain.monitor.reader import RunReader
+from hivetrain.monitor.roster import Event, Member, Roster
+from hivetrain.monitor.status import EpochNote, RoundNote, Status
+from hivetrain.monitor.tables import ChainView, chain_table, miner_rows, swarm_table, validator_rows, weight_matrix
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 10.0
+_KEEP_S = 60.0
+_BOARDS_S = 10.0
+_DAY_S = 24 * 3600.0
+_CHAIN_TIMEOUT_S = 10.0
+
+
+class Collector:
+    """Reads one run again and again until it is stopped.
+
+    Args:
+        reader: of the run, open.
+        history: open.
+        feed: where the picture goes.
+        chain: the chain that pays the run and its address; None without one. Closed by :meth:`stop`.
+        interval_s: seconds between two readings.
+        peers_known: other nodes that our DHT node knows; without any, an empty reading says nothing of the run.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        reader: RunReader,
+        history: History,
+        feed: Feed,
+        chain: tuple[Chain, str] | None = None,
+        interval_s: float = 2.0,
+        peers_known: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._reader, self._history, self._feed = reader, history, feed
+        self._interval_s, self._peers_known, self._clock = interval_s, peers_known, clock
+        self._chain = chain[0] if chain else None
+        self._chain_view = ChainView(chain[1]) if chain else None
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(self.step, interval_s), name="collector")]
+        if chain:
+            self._threads.append(threading.Thread(target=self._repeat, args=(self.read_chain, 0.0), name="chain"))
+        self._roster = Roster()
+        self._settings: RunSettings | None = None
+        self._fingerprint = b""
+        self._boards: dict[str, Scoreboard] = {}
+        self._proven: dict[str, str] = {}
+        self._told: dict[str, Status] = {}
+        self._proven_epoch = -1
+        self._joined = self._gone = 0
+        self._ticked_at = self._kept_at = self._boards_at = self._pruned_at = float("-inf")
+        self._error = ""
+        self._error_since = 0.0
+
+    def start(self) -> None:
+        """Takes up what the history knows and begins to read."""
+        self._roster = Roster(self._history.members())
+        for thread in self._threads:
+            thread.daemon = True
+            thread.start()
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Ends both threads and keeps the peers for the next start; may be called twice."""
+        self._stopped.set()
+        if self._chain is not None:
+            self._chain.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout_s)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._keep_members(float("inf"))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was asked to end."""
+        return self._stopped.is_set()
+
+    def step(self) -> None:
+        """Reads once, and publishes what came of it."""
+        now = self._clock()
+        events: list[Event] = []
+        lines: list[EpochLine] = []
+        try:
+            reading = self._reader.read()
+            if not reading.alive and not self._peers_known():
+                raise TimeoutError("our DHT node knows no other node any more: restart the dashboard")
+            events = self._roster.update(reading)
+            self._learn()
+            lines = self._note(now)
+            self._error = ""
+        except TimeoutError as error:
+            self._fail(str(error) or "the DHT does not answer", now)
+        self._history.add_events(events)
+        ticks = self._tick(now, events)
+        self._publish(events, lines, ticks)
+        self._keep_members(float("inf") if events else now)
+
+    def read_chain(self) -> None:
+        """Reads the chain once and waits for its next block."""
+        assert self._chain is not None
+        assert self._chain_view is not None
+        try:
+            view = self._chain.snapshot(_CHAIN_TIMEOUT_S)
+            weights = self._chain.weights(_CHAIN_TIMEOUT_S)
+        except LedgerError as error:
+            self._chain_view = replace(self._chain_view, error=str(error))
+            self._stopped.wait(5.0)
+            return
+        self._chain_view = replace(self._chain_view, snapshot=view, weights=weights, error="", read_at=self._clock())
+        block_time_s = view.rules.block_time_s or 2.0
+        self._stopped.wait(min(max(block_time_s / 2, 1.0), 12.0))
+
+    def _repeat(self, work: Callable[[], None], pause_s: float) -> None:
+        while not self._stopped.is_set():
+            try:
+                work()
+            except Interrupted:
+                return
+            except Exception:  # the thread's boundary
+                if self._stopped.is_set():
+                    return
+                logger.exception("reading the run failed; the dashboard goes on")
+                self._stopped.wait(2.0)
+            self._stopped.wait(pause_s)
+
+    def _learn(self) -> None:
+        """Reads what changes seldom: the run's settings, who works for which hotkey, the validators' scores."""
+        view = self._roster.view()
+        fingerprint = view.peers[0].fingerprint if view.peers else b""
+        if fingerprint and (fingerprint != self._fingerprint or self._settings is None):
+            self._fingerprint, self._settings = fingerprint, self._reader.settings(fingerprint)
+        if self._chain_view is None:
+            return
+        if view.epoch > self._proven_epoch + 1:
+            self._proven |= self._reader.hotkeys(view.epoch - 1)
+            self._proven_epoch = view.epoch - 1
+            live = {member.peer_id for member in self._roster.members}
+            self._proven = {peer: hotkey for peer, hotkey in self._proven.items() if peer in live}
+        if self._clock() - self._boards_at >= _BOARDS_S and self._chain_view.snapshot is not None:
+            self._boards_at = self._clock()
+            self._boards = self._reader.scoreboards(self._chain_view.is_validator)
+
+    def _note(self, now: float) -> list[EpochLine]:
+        """Takes over what peers with the run's settings say of its last epochs and have not said before."""
+        view = self._roster.view()
+        peers = {peer.peer_id for peer in view.peers}
+        notes: list[tuple[str, EpochNote]] = []
+        rounds: list[tuple[str, RoundNote]] = []
+        heldout = []
+        told: dict[str, Status] = {}
+        for member in self._roster.live:
+            status, peer = member.status, member.peer_id
+            if status is None or peer not in peers:
+                continue
+            told[peer] = status
+            before = self._told.get(peer)
+            if before == status:
+                continue
+            known_notes, known_rounds = (set(before.epochs), set(before.rounds)) if before else (set(), set())
+            notes += [
+                (peer, note) for note in status.epochs if self._is_recent(note.epoch, view.epoch, note, known_notes)
+            ]
+            rounds += [(peer, r) for r in status.rounds if self._is_recent(r.epoch, view.epoch, r, known_rounds)]
+            measured = status.heldout_loss
+            if measured is not None and math.isfinite(measured) and status.heldout_epoch <= view.epoch:
+                heldout.append((peer, status.heldout_epoch, measured))
+        self._told = told
+        return self._history.add_notes(now, notes, rounds, heldout) if notes or rounds or heldout else []
+
+    @staticmethod
+    def _is_recent(epoch: int, current: int, note: object, known: set[EpochNote] | set[RoundNote]) -> bool:
+        """Whether a note is of an epoch that the run may be at, and new."""
+        return current - KEPT_NOTES < epoch <= current + 1 and note not in known
+
+    def _tick(self, now: float, events: list[Event]) -> list[Tick]:
+        joined = sum(event.kind in ("joined", "returned") for event in events)
+        gone = sum(event.kind in ("left", "lost") for event in events)
+        if self._error or (now - self._ticked_at < _TICK_S and not joined and not gone):
+            return []
+        live = self._roster.live
+        speed = sum(member.status.tokens_per_s for member in live if member.status is not None)
+        tick = Tick(now, len(live), speed, joined, gone)
+        self._history.add_tick(tick)
+        self._ticked_at = now
+        if now - self._pruned_at > _DAY_S / 4:
+            self._pruned_at = now
+            self._history.prune_ticks(now - _DAY_S, 300.0)
+        return [tick]
+
+    def _publish(self, events: list[Event], lines: list[EpochLine], ticks: list[Tick]) -> None:
+        members: list[Member] = self._roster.members
+        view, chain = self._roster.view(), self._chain_view
+        if chain is not None:
+            chain = replace(chain, boards=self._boards)
+        parts = {
+            "run": {
+                "run_id": self._reader.run_id,
+                "interval_s": self._interval_s,
+                "error": self._error,
+                "error_since": self._error_since if self._error else None,
+                "refused": self._roster.refused,
+            },
+            "swarm": swarm_table(view, self._roster.live, self._settings),
+            "chain": chain_table(chain),
+            "validators": validator_rows(chain),
+            "matrix": weight_matrix(chain),
+        }
+        additions = {
+            "events": [asdict(event) for event in events],
+            "epochs": [asdict(line) for line in lines],
+            "ticks": [asdict(tick) for tick in ticks],
+        }
+        self._feed.publish(parts, miner_rows(members, view, chain, self._proven), additions)
+
+    def _keep_members(self, now: float) -> None:
+        if now - self._kept_at >= _KEEP_S:
+            self._kept_at = self._clock()
+            self._history.keep_members(self._roster.members)
+
+    def _fail(self, reason: str, now: float) -> None:
+        if not self._error:
+            self._error_since = now
+            logger.warning("the run cannot be read: %s", reason)
+        self._error = reason
