@@ -435,7 +435,7 @@ def test_forty_honest_audits_accuse_nobody(precision):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_thousand_honest_audits_accuse_nobody(precision):
     assert_all_pass(precision, 1000)
