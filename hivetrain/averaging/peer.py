@@ -138,6 +138,11 @@ class SwarmPeer:
         """Takes the own record back, until the next :meth:`announce`; returns at once."""
         self._loop.soon(lambda: self._board.report(None))
 
+    def retire(self) -> None:
+        """Tells the others not to wait for this peer any more, which still serves what it holds; returns at once."""
+        self._own = own = replace(self._own, retired=True, waiting=False)
+        self._loop.soon(lambda: self._board.report(own))
+
     def view(self) -> SwarmView:
         """The run as last seen; never waits."""
         return self._board.view(self._own)

@@ -38,6 +38,7 @@ class Progress:
         digest: first 16 bytes of the digest of its params.
         client_mode: whether it cannot be dialled.
         waiting: whether it holds the global batch to be full and waits for the others.
+        retired: whether it trains no more and only serves what it holds.
     """
 
     peer_id: str
@@ -48,6 +49,7 @@ class Progress:
     digest: bytes = b""
     client_mode: bool = False
     waiting: bool = False
+    retired: bool = False
 
     def to_bytes(self) -> bytes:
         return msgpack.packb(list(astuple(self)))
@@ -58,7 +60,8 @@ class Progress:
         if not isinstance(data, bytes) or len(data) > MAX_RECORD_BYTES:
             raise ValueError(f"a record is at most {MAX_RECORD_BYTES} bytes")
         try:
-            peer_id, fingerprint, epoch, samples, samples_per_s, digest, client_mode, waiting = msgpack.unpackb(data)
+            peer_id, fingerprint, epoch, samples, samples_per_s, digest, *flags = msgpack.unpackb(data)
+            client_mode, waiting, retired = map(bool, flags)
         except Exception as error:  # msgpack raises a dozen types on garbage
             raise ValueError(f"not a progress record: {error}") from None
         if not isinstance(peer_id, str) or not isinstance(fingerprint, bytes) or not isinstance(digest, bytes):
@@ -67,7 +70,7 @@ class Progress:
             raise ValueError("a record's epoch or samples are out of range")
         if not isinstance(samples_per_s, float) or not 0 <= samples_per_s < 1e12:
             raise ValueError("a record's speed is out of range")
-        return cls(peer_id, fingerprint, epoch, samples, samples_per_s, digest, bool(client_mode), bool(waiting))
+        return cls(peer_id, fingerprint, epoch, samples, samples_per_s, digest, client_mode, waiting, retired)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class SwarmView:
     """The run as this peer sees it.
 
     Attributes:
-        peers: live peers with the same settings, this one included.
+        peers: live peers with the same settings, this one included; retired ones only if there is nobody else.
         strangers: live peers of the same run_id with other settings; their samples do not count.
         epoch: highest epoch that at least half of the peers have reached.
         digest: digest that most peers at ``epoch`` hold (ties: the smallest); b"" if none tells.
@@ -92,6 +95,7 @@ class SwarmView:
     def of(cls, records: Iterable[Progress], fingerprint: bytes, max_samples: int) -> "SwarmView":
         """Draws the conclusions; a pure function of the records."""
         records = tuple(records)
+        records = tuple(record for record in records if not record.retired) or records
         peers = tuple(record for record in records if record.fingerprint == fingerprint)
         strangers = tuple(record for record in records if record.fingerprint != fingerprint)
         epochs = sorted((peer.epoch for peer in peers), reverse=True)

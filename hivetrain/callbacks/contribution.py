@@ -119,6 +119,7 @@ class ContributionPublisher(Callback):
         """Wait for the beacons of what was committed, and reveal: a drawn miner that is gone forfeits its pay."""
         assert self._clock is not None
         if not self._clock.is_settled:
+            trainer.strategy.retire()  # type: ignore[attr-defined]
             logger.info("training is over; waiting for the beacons of the last contributions")
             self._clock.wait_settled(self._reveal_s() + 2, lambda: bool(trainer.received_sigterm))
         self._log_metrics(trainer)

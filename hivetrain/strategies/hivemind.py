@@ -210,6 +210,11 @@ class HivemindStrategy(SingleDeviceStrategy):
         peer = self._membership.peer
         return peer.collect(key, timeout_s) if peer is not None else {}
 
+    def retire(self) -> None:
+        """Trains no more, and serves what it holds until ``teardown``; the others do not wait for this peer."""
+        if self._membership.peer is not None:
+            self._membership.peer.retire()
+
     def params_digest(self) -> str:
         """SHA-256 of the params, hex: equal on two peers if and only if their params are bit-identical."""
         assert self.lightning_module is not None

@@ -114,3 +114,12 @@ def test_a_liar_moves_neither_epoch_nor_params_of_those_who_join(swarm, bootstra
         assert_truthful(result)
         assert result["epoch"] < 1000
         assert result["digest"] != liar.digest
+
+
+def test_a_retired_peer_is_not_waited_for_and_still_tells_where_the_run_is_when_it_is_the_last():
+    gone = Progress("gone", FINGERPRINT, epoch=3, digest=b"d", retired=True)
+    view = SwarmView.of([Progress("here", FINGERPRINT, epoch=4), gone], FINGERPRINT, TARGET)
+    assert [peer.peer_id for peer in view.peers] == ["here"]
+    assert view.quorum == 1
+    assert SwarmView.of([gone], FINGERPRINT, TARGET).digest == b"d"
+    assert Progress.from_bytes(gone.to_bytes()) == gone
