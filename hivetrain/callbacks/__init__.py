@@ -5,6 +5,7 @@ from hivetrain.callbacks.contribution import ContributionPublisher
 from hivetrain.callbacks.progress import SwarmProgress
 from hivetrain.callbacks.report import MinerReport
 from hivetrain.callbacks.sample import GenerationSample
+from hivetrain.callbacks.status import SwarmStatus
 from hivetrain.callbacks.stop import StopAtSwarmEpoch
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "StopAtSwarmEpoch",
     "SwarmCheckpoint",
     "SwarmProgress",
+    "SwarmStatus",
 ]

@@ -8,7 +8,9 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,7 @@ def create_app(feed: Feed, history: History, closing: threading.Event) -> FastAP
 async def _events(feed: Feed, since: str, closing: threading.Event) -> AsyncIterator[str]:
     """Everything that changes from a version on; ``reset`` where that version is of another time."""
     changed, loop = asyncio.Event(), asyncio.get_running_loop()
-    stop = feed.listen(lambda: loop.call_soon_threadsafe(changed.set))
+    stop = feed.listen(partial(_wake, loop, changed))
     name, _, number = since.rpartition("-")
     version = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else -1
     silent_s = 0.0
@@ -113,6 +115,11 @@ async def _events(feed: Feed, since: str, closing: threading.Event) -> AsyncIter
                 yield ": still here\n\n"
     finally:
         stop()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(changed.set)
 
 
 def _event(kind: str, identity: str, data: dict[str, Any]) -> str:

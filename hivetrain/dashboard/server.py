@@ -103,16 +103,21 @@ class _Server(uvicorn.Server):
 
 def _serve(options: Options, stack: ExitStack) -> None:
     history = History(options.db or default_db(options.run_id), options.run_id)
-    history.open()
-    stack.callback(history.close)
-    _listen(options.host, options.port).close()  # fails now; the DHT's process must not inherit the listener
+    history.open()  # what is wrong is said now; the DHT's forked process must inherit neither file nor listener
+    history.close()
+    _listen(options.host, options.port).close()
     chain = None
     if options.chain:
         chain = open_chain(options.chain), options.chain
         stack.callback(chain[0].close)
     peers = list(options.initial_peers) if options.initial_peers else None
-    dht = start_dht(resolve_initial_peers(peers), client_mode=True)
+    maddrs = resolve_initial_peers(peers)
+    if not maddrs:
+        raise UserError("pass --initial-peers: the URL of the run's bootstrap server, or a peer's multiaddr")
+    dht = start_dht(maddrs, client_mode=True)
     stack.callback(dht.shutdown)
+    history.open()
+    stack.callback(history.close)
     closing = threading.Event()
     reader = RunReader(dht, options.run_id, give_up=closing.is_set)
     reader.open()

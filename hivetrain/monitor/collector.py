@@ -190,11 +190,6 @@ class Collector:
         self._told = told
         return self._history.add_notes(now, notes, rounds, heldout) if notes or rounds or heldout else []
 
-    @staticmethod
-    def _is_recent(epoch: int, current: int, note: object, known: set[EpochNote] | set[RoundNote]) -> bool:
-        """Whether a note is of an epoch that the run may be at, and new."""
-        return current - KEPT_NOTES < epoch <= current + 1 and note not in known
-
     def _tick(self, now: float, events: list[Event]) -> list[Tick]:
         joined = sum(event.kind in ("joined", "returned") for event in events)
         gone = sum(event.kind in ("left", "lost") for event in events)
@@ -245,3 +240,8 @@ class Collector:
             self._error_since = now
             logger.warning("the run cannot be read: %s", reason)
         self._error = reason
+
+
+def _is_near(epoch: int, current: int) -> bool:
+    """Whether an epoch is one that peers may tell of; no liar gets far into the past or the future."""
+    return current - KEPT_NOTES < epoch <= current + 1
