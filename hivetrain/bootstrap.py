@@ -10,85 +10,53 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from hivemind.dht.crypto import RSASignatureValidator
+from hivemind.utils.crypto import RSAPrivateKey
 
+from hivetrain.bootstrap_dial import DialLimits, DialRefused, dial_back, parse_target
+from hivetrain.bootstrap_links import Links, LinkState, check_others
+from hivetrain.bootstrap_node import start_node
+from hivetrain.bootstrap_view import PeerView
 from hivetrain.errors import UserError
-from hivetrain.swarm import (
-    DEFAULT_HOST_MADDRS,
-    DHTUnavailableError,
-    SwarmDHT,
-    count_known_peers,
-    resolve_initial_peers,
-    start_dht,
-    visible_maddrs,
-)
+from hivetrain.swarm import DEFAULT_HOST_MADDRS, DHTUnavailableError, SwarmDHT, visible_maddrs
 
 logger = logging.getLogger(__name__)
 
-DHT_TIMEOUT_S = 2.0
-SNAPSHOT_AGE_S = 2.0
 MAX_CONNECTIONS = 512
 EXIT_AFTER_CTRL_C = 130
 
 
-@dataclass(frozen=True)
-class PeerSnapshot:
-    """What the DHT peer said of itself; ``fault`` is None unless it is dead or did not answer."""
-
-    maddrs: tuple[str, ...]
-    known_peers: int
-    fault: str | None
-
-
-class PeerView:
-    """Asks the DHT peer for its state at most once in ``SNAPSHOT_AGE_S``, however many requests want to know."""
-
-    def __init__(self, dht: SwarmDHT, clock: Callable[[], float]) -> None:
-        self._dht = dht
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._snapshot = PeerSnapshot((), 0, "not asked yet")
-        self._taken_at = float("-inf")
-
-    def read(self) -> PeerSnapshot:
-        with self._lock:
-            if not self._dht.is_serving:
-                return PeerSnapshot((), 0, "the DHT process or its p2pd has died")
-            if self._clock() - self._taken_at >= SNAPSHOT_AGE_S:
-                self._snapshot = self._ask()
-                self._taken_at = self._clock()
-            return self._snapshot
-
-    def _ask(self) -> PeerSnapshot:
-        try:
-            maddrs = visible_maddrs(self._dht, timeout_s=DHT_TIMEOUT_S)
-            return PeerSnapshot(tuple(maddrs), count_known_peers(self._dht, timeout_s=DHT_TIMEOUT_S), None)
-        except DHTUnavailableError as error:
-            logger.warning("the DHT peer is unavailable: %s", error)
-            return PeerSnapshot((), 0, str(error))
-
-
-def create_app(dht: SwarmDHT, *, peer_id: str, clock: Callable[[], float] = time.monotonic) -> FastAPI:
+def create_app(
+    dht: SwarmDHT,
+    *,
+    peer_id: str,
+    links: Links | None = None,
+    relay: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> FastAPI:
     """The HTTP side of a running DHT peer.
 
-    ``GET /return_dht_address`` answers ``{"initial_peers": [multiaddr, ...]}``; ``GET /health`` answers ``status``
-    (``ok`` or ``unavailable``), ``peer_id``, ``uptime_s`` and ``dht_peers``, the number of other peers in the routing
-    table. Both have status 503 and a ``reason`` when the DHT is dead or does not answer.
+    ``GET /return_dht_address`` answers ``{"initial_peers": [multiaddr, ...]}``. ``GET /health`` answers ``status``
+    (``ok``, ``split`` when another bootstrap lives in a DHT of its own, ``unavailable``), ``peer_id``, ``uptime_s``,
+    ``dht_peers``, the number of other peers in the routing table, ``last_seen`` and ``bootstraps``. Both have status
+    503 and a ``reason`` when the DHT is dead or does not answer. ``POST /dial_back?port=PORT&peer_id=ID`` dials the
+    requester's own address and answers ``{"reachable": true or false}``.
     """
     app = FastAPI(title="hivetrain bootstrap", docs_url=None, redoc_url=None, openapi_url=None)
     view = PeerView(dht, clock)
+    limits = DialLimits(clock)
     started_at = clock()
 
     @app.get("/return_dht_address")
@@ -101,10 +69,34 @@ def create_app(dht: SwarmDHT, *, peer_id: str, clock: Callable[[], float] = time
     @app.get("/health")
     def health() -> JSONResponse:
         peer = view.read()
-        report = {"peer_id": peer_id, "uptime_s": round(clock() - started_at, 1), "dht_peers": peer.known_peers}
+        others = links.read() if links else []
+        report = {
+            "peer_id": peer_id,
+            "uptime_s": round(clock() - started_at, 1),
+            "dht_peers": peer.known_peers,
+            "relay": relay,
+            "marker": links.marker if links else None,
+            "bootstraps": [{"name": link.shown, "peer_id": link.peer_id, "state": link.state} for link in others],
+            "last_seen": [asdict(sighting) for sighting in view.last_seen()],
+        }
         if peer.fault:
             return JSONResponse({"status": "unavailable", "reason": peer.fault, **report}, status_code=503)
-        return JSONResponse({"status": "ok", **report})
+        split = any(link.state is LinkState.SPLIT for link in others)
+        return JSONResponse({"status": "split" if split else "ok", **report})
+
+    @app.post("/dial_back")
+    def answer_dial_back(request: Request, port: str = "", peer_id: str = "") -> JSONResponse:
+        try:
+            if {"forwarded", "x-forwarded-for", "x-real-ip"} & set(request.headers):
+                raise DialRefused(409, "a proxy stands between: the address to dial cannot be known")
+            host = request.client.host if request.client else ""
+            target = parse_target(host, int(port) if port.isascii() and port.isdigit() else None, peer_id)
+            with limits.one(target.host):
+                return JSONResponse({"reachable": dial_back(dht, target), "address": target.maddr})
+        except DialRefused as refusal:
+            return JSONResponse({"reason": str(refusal)}, status_code=refusal.status)
+        except DHTUnavailableError as error:
+            return JSONResponse({"reason": str(error)}, status_code=503)
 
     return app
 
@@ -117,6 +109,7 @@ def serve(
     host_maddrs: Sequence[str] = DEFAULT_HOST_MADDRS,
     announce_maddrs: Sequence[str] | None = None,
     initial_peers: Sequence[str] | str = (),
+    relay: bool = False,
     address_file: str | os.PathLike[str] | None = None,
 ) -> int:
     """Run a bootstrap server until SIGTERM or Ctrl-C. Call it on the main thread.
@@ -127,7 +120,9 @@ def serve(
         identity_path: key file that makes the peer id permanent; created when missing.
         host_maddrs: where the DHT peer listens; a fixed port keeps its address over restarts.
         announce_maddrs: external addresses to announce, and to answer with, instead.
-        initial_peers: peers or other bootstrap URLs of a swarm to join; empty starts a new swarm.
+        initial_peers: URLs of the other bootstraps, or peers of the swarm. None of them needs to be up: they are
+            looked for all the time, and joined whenever they are not in this DHT.
+        relay: carry traffic for peers that nobody can dial.
         address_file: JSON file with ``url``, ``peer_id`` and ``initial_peers``, complete from the moment it exists;
             written when the server listens, removed when it ends.
 
@@ -139,19 +134,19 @@ def serve(
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    dht = None
+    others = check_others([initial_peers] if isinstance(initial_peers, str) else initial_peers)
+    dht = links = None
     try:
         _listen(host, port).close()  # fails now rather than after joining; the DHT process must not inherit it
         if address_file is not None:
             Path(address_file).unlink(missing_ok=True)  # left by one that was killed
-        dht = start_dht(
-            resolve_initial_peers(initial_peers),
-            host_maddrs=host_maddrs,
-            announce_maddrs=announce_maddrs,
-            identity_path=identity_path,
-        )
+        validator = RSASignatureValidator(RSAPrivateKey())
+        dht = start_node(host_maddrs, announce_maddrs, identity_path, relay=relay, validator=validator)
+        peer_id = visible_maddrs(dht)[0].rpartition("/")[2]
+        links = Links(dht, peer_id, validator.local_public_key, others)
+        links.start()
         with _listen(host, port) as listener:
-            _serve_http(dht, listener, address_file)
+            _serve_http(dht, links, relay, listener, address_file)
         return 0
     except _Terminated:
         return 0
@@ -160,6 +155,8 @@ def serve(
     finally:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, signal.SIG_IGN)
+        if links is not None:
+            links.stop()
         if dht is not None:
             dht.shutdown()
 
@@ -172,7 +169,9 @@ def _raise_terminated(_signum: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _serve_http(dht: SwarmDHT, listener: socket.socket, address_file: str | os.PathLike[str] | None) -> None:
+def _serve_http(
+    dht: SwarmDHT, links: Links, relay: bool, listener: socket.socket, address_file: str | os.PathLike[str] | None
+) -> None:
     maddrs = visible_maddrs(dht)
     peer_id = maddrs[0].rpartition("/")[2]
     url = _url_of(listener)
@@ -181,11 +180,12 @@ def _serve_http(dht: SwarmDHT, listener: socket.socket, address_file: str | os.P
         logger.info("visible address: %s", maddr)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(dht, peer_id=peer_id),
+            create_app(dht, peer_id=peer_id, links=links, relay=relay),
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # whoever claims another address would have that one dialled
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=3,
         )

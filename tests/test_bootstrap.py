@@ -1,84 +1,19 @@
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
-import psutil
 import pytest
 import requests
+from bootstrap_server import START_TIMEOUT_S, Server, bootstrap, wait_until
 
 from hivetrain.swarm import INITIAL_PEERS_ENV, count_known_peers, resolve_initial_peers, start_dht
-from hivetrain.swarm.processes import is_running
-
-START_TIMEOUT_S = 60
-
-
-def wait_until(condition, timeout_s, what):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
 
 
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
-
-
-class Server:
-    """A bootstrap server in a process group of its own."""
-
-    def __init__(self, folder, *options):
-        self.address_file = folder / "address.json"
-        command = [sys.executable, "-m", "hivetrain.cli", "bootstrap", "--port", "0"]
-        command += ["--identity-path", str(folder / "bootstrap.id"), "--address-file", str(self.address_file), *options]
-        self.stale = self.read_address()
-        self.process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-
-    def wait_until_ready(self):
-        wait_until(self.listens_or_ended, START_TIMEOUT_S, "it listens")
-        assert self.process.poll() is None, self.process.stderr.read()
-        address = json.loads(self.read_address())
-        self.url, self.initial_peers, self.peer_id = address["url"], address["initial_peers"], address["peer_id"]
-        self.children = psutil.Process(self.process.pid).children(recursive=True)
-        return self
-
-    def listens_or_ended(self):
-        return self.process.poll() is not None or self.read_address() not in (None, self.stale)
-
-    def read_address(self):
-        try:
-            return self.address_file.read_text()
-        except FileNotFoundError:
-            return None
-
-    def get(self, path):
-        return requests.get(self.url + path, timeout=10)
-
-    def end(self, send, within_s=10):
-        started_at = time.monotonic()
-        send()
-        self.process.wait(within_s)
-        wait_until(lambda: not any(map(is_running, self.children)), 5, "no child left")
-        assert time.monotonic() - started_at < within_s
-        return self.process.returncode
-
-
-@contextmanager
-def bootstrap(folder, *options):
-    server = Server(folder, *options)
-    try:
-        yield server.wait_until_ready()
-    finally:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.wait()
-        server.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +50,14 @@ def test_peers_join_through_its_url_and_its_health_counts_them(server, monkeypat
     assert health.json()["status"] == "ok"
     assert health.json()["peer_id"] == server.peer_id
     assert health.json()["uptime_s"] > before["uptime_s"] >= 0
+
+
+def test_50_miners_that_ask_at_once_are_answered_in_5_s(server):
+    started_at = time.monotonic()
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: server.get("/return_dht_address"), range(50)))
+    assert time.monotonic() - started_at < 5
+    assert [answer.json() for answer in answers] == [{"initial_peers": server.initial_peers}] * 50
 
 
 def test_20_simultaneous_requests_are_answered(server):
@@ -161,13 +104,23 @@ def test_ctrl_c_in_a_terminal_ends_it_with_130(tmp_path):
         assert "Traceback" not in running.process.stderr.read()
 
 
-def test_sigterm_while_it_tries_to_join_leaves_nothing(tmp_path):
+def test_sigterm_while_it_looks_for_another_leaves_nothing(tmp_path):
     nobody = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWERA6naQ3663hGS7FwyZyaNQkecVMeidTvQnG3ww1QGF1"
-    starting = Server(tmp_path, "--initial-peers", nobody)
-    assert any("trying again" in line for line in starting.process.stderr)
-    starting.children = psutil.Process(starting.process.pid).children(recursive=True)
-    assert starting.end(starting.process.terminate) == 0
-    starting.process.stderr.close()
+    with bootstrap(tmp_path, "--initial-peers", nobody) as running:
+        wait_until(lambda: links_of(running) == ["silent"], 20, "it has looked")
+        assert running.end(running.process.terminate) == 0
+
+
+def links_of(server):
+    return [link["state"] for link in server.get("/health").json()["bootstraps"]]
+
+
+def test_a_malformed_peer_is_one_clear_line_and_status_2(tmp_path):
+    refused = Server(tmp_path, "--initial-peers", "/ip4/127.0.0.1/tcp/9")
+    _, complaint = refused.process.communicate(timeout=START_TIMEOUT_S)
+    assert refused.process.returncode == 2
+    assert complaint.startswith("hivetrain: error: initial peer '/ip4/127.0.0.1/tcp/9': the peer id is missing")
+    assert complaint.count("\n") == 1
 
 
 @pytest.mark.parametrize("victim", ["DHT process", "p2pd"])

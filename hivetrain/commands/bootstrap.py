@@ -37,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PEER",
-        help="multiaddrs, or URLs of other bootstrap servers, of the swarm to join (default: start a new swarm)",
+        help="URLs of the other bootstrap servers, or multiaddrs of peers; none needs to be up, they are looked for again "
+        "and again (default: none)",
+    )
+    parser.add_argument(
+        "--relay", action="store_true", help="carry traffic for peers behind NAT; this machine must be reachable"
     )
     parser.add_argument(
         "--address-file",
@@ -59,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         host_maddrs=_split(args.host_maddrs),
         announce_maddrs=_split(args.announce_maddrs or ()) or None,
         initial_peers=args.initial_peers,
+        relay=args.relay,
         address_file=args.address_file,
     )
 

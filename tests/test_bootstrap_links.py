@@ -1,0 +1,100 @@
+"""Several bootstraps: they find each other, mend a split, and one of them is enough."""
+
+import os
+import signal
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+from bootstrap_server import bootstrap, wait_until
+
+from hivetrain.bootstrap_links import LinkState, check_others, marker_of
+from hivetrain.errors import UserError
+from hivetrain.swarm import resolve_initial_peers, start_dht
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def states(server):
+    return [link["state"] for link in server.get("/health").json()["bootstraps"]]
+
+
+def start_three(stack, tmp_path):
+    """Three bootstraps that are each given the URLs of all three, started one after the other."""
+    ports = [free_port() for _ in range(3)]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    servers = []
+    for number, port in enumerate(ports):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        servers.append(stack.enter_context(bootstrap(folder, "--port", str(port), "--initial-peers", *urls)))
+    return servers, urls
+
+
+def test_three_bootstraps_know_each_other_and_one_is_enough_for_a_newcomer(tmp_path):
+    with ExitStack() as stack:
+        servers, urls = start_three(stack, tmp_path)
+        for server in servers:
+            wait_until(lambda server=server: states(server) == ["linked"] * 2, 40, "it knows the two others")
+            assert server.get("/health").json()["status"] == "ok"
+        miner = start_dht(resolve_initial_peers(urls[0]))
+        stack.callback(miner.shutdown)
+        assert miner.store("key", "value", time.time() + 600)
+        for server in servers[1:]:
+            assert server.end(server.process.kill, within_s=5) == -signal.SIGKILL
+        started_at = time.monotonic()
+        newcomer = start_dht(resolve_initial_peers(urls[::-1]))
+        stack.callback(newcomer.shutdown)
+        assert time.monotonic() - started_at < 60
+        assert newcomer.get("key", latest=True).value == "value"
+        wait_until(lambda: states(servers[0]) == ["silent"] * 2, 40, "the survivor misses them")
+        seen = servers[0].get("/health").json()["last_seen"]
+        assert {str(miner.peer_id), str(newcomer.peer_id)} <= {peer["peer_id"] for peer in seen}
+        assert all(peer["first_seen"] <= peer["last_seen"] <= time.time() + 1 for peer in seen)
+
+
+def test_a_split_is_seen_said_and_mended(tmp_path):
+    """The second one starts a DHT of its own, with a miner in it; the first finds it, and the records of both meet."""
+    with ExitStack() as stack:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        second = stack.enter_context(bootstrap(tmp_path / "b"))
+        miner = start_dht(resolve_initial_peers(second.url))
+        stack.callback(miner.shutdown)
+        assert miner.store("key", "value", time.time() + 600)
+        os.kill(next(child.pid for child in second.children if child.name() == "p2pd"), signal.SIGSTOP)
+        first = stack.enter_context(bootstrap(tmp_path / "a", "--initial-peers", second.url))
+        try:
+            wait_until(lambda: states(first) != ["unknown"], 30, "the first has looked")
+            assert states(first)[0] in ("silent", "split")
+        finally:
+            os.kill(next(child.pid for child in second.children if child.name() == "p2pd"), signal.SIGCONT)
+        wait_until(lambda: states(first) == ["linked"], 40, "mended")
+        reader = start_dht(resolve_initial_peers(first.url))
+        stack.callback(reader.shutdown)
+        assert reader.get("key", latest=True).value == "value"
+        first.end(first.process.terminate)
+        assert "joined the DHT of bootstrap" in first.process.stderr.read()
+
+
+def test_a_relay_says_so_and_serves(tmp_path):
+    with bootstrap(tmp_path, "--relay") as relay:
+        assert relay.get("/health").json()["relay"] is True
+        miner = start_dht(resolve_initial_peers(relay.url))
+        miner.shutdown()
+        (p2pd,) = [child for child in relay.children if child.name() == "p2pd"]
+        assert any("forceReachabilityPublic" in argument for argument in p2pd.cmdline())
+
+
+def test_names_of_others_are_checked():
+    assert check_others(["http://a, http://b", "http://a"]) == ["http://a", "http://b"]
+    with pytest.raises(UserError, match="too many"):
+        check_others([f"http://{n}" for n in range(17)])
+    with pytest.raises(UserError, match="peer id is missing"):
+        check_others(["/ip4/192.0.2.1/tcp/1"])
+    assert marker_of(b"one") != marker_of(b"two")
+    assert LinkState("split") is LinkState.SPLIT
