@@ -12,6 +12,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 import hivetrain.commands
+from hivetrain import logs
 from hivetrain.errors import UserError
 
 LIGHTNING_COMMANDS = {
@@ -40,6 +41,9 @@ usage: {program} [-c CONFIG] [--KEY.SUBKEY VALUE ...]
   --seed_everything N       seed of all random states
   --ckpt_path PATH          resume from, or evaluate, this checkpoint
 
+  --log-level LEVEL         debug, info (default), warning or error
+  --log-format FORMAT       text (default) or json, one line for each event on stderr
+
   -h, --help                this page
   --help_all                every option with type and default (imports everything: takes seconds)
   --model.help [CLASS]      the options of one class; so do --data.help, --trainer.strategy.help, ...
@@ -60,14 +64,14 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     Returns:
         The exit status: 0 done, 2 the user can mend it (one line on stderr says how), 128 + n ended by signal n.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = logs.setup_from(sys.argv[1:] if argv is None else argv)
         if arguments and arguments[0] in LIGHTNING_COMMANDS:
             return _lightning(arguments[0], arguments[1:], program or f"hivetrain {arguments[0]}")
         args = _parser().parse_args(arguments)
         return args.run(args)
     except UserError as error:
-        print(f"{program or 'hivetrain'}: error: {error}", file=sys.stderr)
+        logs.tell_user(program or "hivetrain", error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -94,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         command = import_module(f"hivetrain.commands.{module.name}")
         subparser = commands.add_parser(module.name.replace("_", "-"), help=command.HELP, description=command.HELP)
         command.add_arguments(subparser)
+        if "-" in subparser.prefix_chars:  # else its help page is its own
+            logs.add_arguments(subparser)  # for the help page: main() has taken them out by now
         subparser.set_defaults(run=command.run)
     return parser
 

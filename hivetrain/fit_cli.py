@@ -4,11 +4,9 @@ Surprising fact: a signal has its deadline kept by a thread of its own, because 
 between two bytecodes of the main thread, and the backward pass of a large model on a CPU is one bytecode.
 """
 
-import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from hivetrain.callbacks import (
     StopAtSwarmEpoch,
     SwarmCheckpoint,
     SwarmProgress,
+    SwarmStatus,
 )
 from hivetrain.config_errors import describe
 from hivetrain.errors import UserError
@@ -44,6 +43,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "report": MinerReport,
     "contribute": ContributionPublisher,
     "progress": SwarmProgress,
+    "status": SwarmStatus,
 }
 
 
@@ -138,7 +138,6 @@ def run(command: str, arguments: Sequence[str]) -> int:
     Raises:
         UserError: If the configuration cannot be read, or what it asks for cannot be done.
     """
-    _log_to_stderr()
     with _orderly_end() as received:
         try:
             HiveCLI(command, arguments)
@@ -171,23 +170,6 @@ def _user_error(error: BaseException) -> UserError:
             return UserError(str(cause))
         cause = cause.__cause__ or cause.__context__
     return UserError(" ".join(str(error).split()))
-
-
-class _CurrentStderr(logging.StreamHandler):
-    """Writes to whatever sys.stderr is now: the live display replaces it while it runs."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
-def _log_to_stderr() -> None:
-    handler = _CurrentStderr()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("hivetrain")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 @contextmanager
