@@ -14,12 +14,15 @@ from hivetrain.demo.reports import MinerLog, summarize
 
 SUMMARY_KEYS = {
     "swarm_epochs", "loss_first", "loss_last", "heldout_loss_first", "heldout_loss_last", "tokens", "tokens_per_s",
-    "miners", "wall_s", "digests_equal",
+    "miners", "wall_s", "digests_equal", "validators", "incentive", "emission", "earned", "cheats", "weights_differ_by",
 }  # fmt: skip
 
 
-def start_demo(out, epochs):
-    arguments = ["demo", "--out", str(out), "--swarm-epochs", str(epochs), "--timeout-s", "240"]
+TWO_MINERS = ("--miners", "2", "--validators", "0", "--cheats", "none")
+
+
+def start_demo(out, epochs, *options, timeout_s=240):
+    arguments = ["demo", "--out", str(out), "--swarm-epochs", str(epochs), "--timeout-s", str(timeout_s), *options]
     with (out.parent / "demo.log").open("wb") as log:
         return subprocess.Popen([sys.executable, "-m", "hivetrain.cli", *arguments], stdout=log, stderr=log)
 
@@ -51,7 +54,7 @@ def processes_below(out):
 @pytest.mark.timeout(300)
 def test_two_miners_train_one_model_and_end_with_the_same_params(tmp_path):
     out = tmp_path / "out"
-    process = start_demo(out, epochs=10)
+    process = start_demo(out, 10, *TWO_MINERS)
     assert process.wait(timeout=280) == 0, (tmp_path / "demo.log").read_text()
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) >= SUMMARY_KEYS
@@ -69,7 +72,7 @@ def test_two_miners_train_one_model_and_end_with_the_same_params(tmp_path):
 @pytest.mark.timeout(300)
 def test_killing_a_miner_lets_the_other_go_on(tmp_path):
     out = tmp_path / "out"
-    process = start_demo(out, epochs=12)
+    process = start_demo(out, 12, *TWO_MINERS)
     try:
         wait_until(lambda: all(2 in log.epochs for log in logs_of(out)), 200, process)
         report = str(out / "miner-0.jsonl")
@@ -87,11 +90,60 @@ def test_killing_a_miner_lets_the_other_go_on(tmp_path):
     assert not processes_below(out)
 
 
+def weights_of(summary, kind):
+    """All weights of the miners that cheat in one way, or of the honest ones (None)."""
+    return [weight for miner in summary["miners"] if miner["cheat"] == kind for weight in miner["weights"]]
+
+
+@pytest.mark.timeout(400)
+def test_the_free_rider_ends_with_nothing_and_the_validators_agree(tmp_path):
+    out = tmp_path / "out"
+    process = start_demo(out, 25, timeout_s=380)
+    assert process.wait(timeout=390) == 0, (tmp_path / "demo.log").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) >= SUMMARY_KEYS
+    assert len({miner["params_digest"] for miner in summary["miners"]}) == 1
+    assert [row["hotkey"] for row in summary["validators"]] == list(summary["incentive"])[3:]
+    assert summary["weights_differ_by"] <= 0.02
+    assert weights_of(summary, "free-rider") == [0.0, 0.0]
+    assert sum(weights_of(summary, None)) == pytest.approx(2.0)
+    for miner in summary["miners"]:
+        audits, hotkey = miner["audits"], miner["hotkey"]
+        if miner["cheat"]:
+            assert audits["failed"] >= 1
+            assert audits["passed"] == 0
+            assert summary["incentive"][hotkey] == 0
+        else:
+            assert audits["passed"] >= 1
+            assert audits["failed"] == audits["missing"] == 0
+            assert summary["incentive"][hotkey] > 0.2
+            assert miner["verified"] > 0
+    assert not processes_below(out)
+
+
+@pytest.mark.timeout(600)
+def test_every_kind_of_cheat_is_found_in_real_processes(tmp_path):
+    out = tmp_path / "out"
+    kinds = ("free-rider", "lazy", "stale", "copied", "over-claim")
+    options = ("--miners", "7", "--validators", "1", "--cheats", ",".join(kinds))
+    process = start_demo(out, 15, *options, timeout_s=580)
+    assert process.wait(timeout=590) == 0, (tmp_path / "demo.log").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    for miner in summary["miners"]:
+        if miner["cheat"]:
+            assert miner["weights"] == [0.0], miner
+            assert miner["audits"]["passed"] == 0, miner
+        else:
+            assert miner["audits"]["failed"] == 0, miner
+            assert miner["weights"][0] > 0.3, miner
+    assert not processes_below(out)
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_demo_within_ten_seconds_and_leaves_no_process(tmp_path, signum, status):
     out = tmp_path / "out"
-    process = start_demo(out, epochs=1000)
+    process = start_demo(out, 1000)
     try:
         wait_until(lambda: any(log.epochs for log in logs_of(out)), 150, process)
         process.send_signal(signum)

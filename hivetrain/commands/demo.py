@@ -1,13 +1,20 @@
-"""``hivetrain demo``: the main job on one machine."""
+"""``hivetrain demo``: a whole economy on one machine."""
 
 import argparse
 from pathlib import Path
 
-HELP = "run a bootstrap server and miners on this machine that train one small model together"
+HELP = "run a bootstrap server, a ledger, miners and validators on this machine: one small model, trained and paid for"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--miners", type=int, default=2, help="number of miners (default: %(default)s)")
+    parser.add_argument("--miners", type=int, default=3, help="number of miners (default: %(default)s)")
+    parser.add_argument("--validators", type=int, default=2, help="number of validators (default: %(default)s)")
+    parser.add_argument(
+        "--cheats",
+        default="free-rider",
+        help="kinds of dishonest miners, separated by commas, one miner each: free-rider, lazy, stale, copied, "
+        "over-claim; or none (default: %(default)s)",
+    )
     parser.add_argument("--swarm-epochs", type=int, default=60, help="global updates to make (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="directory for summary.json, loss.png, reports and logs"
@@ -22,6 +29,12 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from hivetrain.demo import Options, run_demo
+    from hivetrain.demo.cheats import CHEATS
+    from hivetrain.errors import UserError
 
-    options = Options(args.miners, args.swarm_epochs, args.out, args.seed, args.timeout_s)
+    cheats = () if args.cheats in ("", "none") else tuple(args.cheats.split(","))
+    for cheat in cheats:
+        if cheat not in CHEATS:
+            raise UserError(f"--cheats: {cheat!r} is unknown; choose from {', '.join(CHEATS)}, or none")
+    options = Options(args.miners, args.validators, cheats, args.swarm_epochs, args.out, args.seed, args.timeout_s)
     return run_demo(options, Console())

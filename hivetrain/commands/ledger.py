@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--serve", metavar="FILE", help="serve a ledger to other machines until SIGTERM")
     parser.add_argument("--host", default="127.0.0.1", help="where --serve listens (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9944, help="where --serve listens (default: %(default)s)")
+    parser.add_argument("--address-file", metavar="FILE", help="where --serve writes its address, for other programs")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     rule: dict[str, Any] = {
         "action": "append",
@@ -75,7 +76,12 @@ def _serve(args: argparse.Namespace) -> int:
             logging.getLogger(__name__).info("another process has just written %s", wallet.hotkey_file)
     key = wallet.load()
     server = LedgerServer(ledger, key, args.host, args.port)
-    print(f"serving {file} at {server.url}#{key.address}", flush=True)
+    address = f"{server.url}#{key.address}"
+    print(f"serving {file} at {address}", flush=True)
+    if args.address_file:
+        temporary = Path(f"{args.address_file}.tmp")
+        temporary.write_text(address)
+        temporary.replace(args.address_file)
     server.run()
     ledger.close()
     return 0

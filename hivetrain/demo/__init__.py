@@ -1,5 +1,6 @@
-"""The main job on one machine: a bootstrap server and miners that train one model together."""
+"""A whole economy on one machine: bootstrap server, ledger, miners of which some cheat, and validators."""
 
-from hivetrain.demo.economy import Options, run_demo
+from hivetrain.demo.economy import run_demo
+from hivetrain.demo.options import Options
 
 __all__ = ["Options", "run_demo"]

@@ -1,193 +1,200 @@
-"""Runs the demo: starts the programs, shows their progress, waits for their end, writes the summary.
+"""Runs the demo: starts the programs, shows their progress, waits for pay day, writes the summary.
 
-Everything happens through the programs' public face: command lines, the bootstrap's address file, the miners' reports.
+Everything happens through the programs' public face: command lines, address files, the miners' reports, the validators'
+state files, the ledger.
 """
 
 import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
+from hivetrain.contribution.rules import AuditRules
+from hivetrain.demo import display
 from hivetrain.demo.fleet import Fleet
-from hivetrain.demo.reports import MinerLog, loss_at, summarize
+from hivetrain.demo.options import Options
+from hivetrain.demo.pay import pay_of, settled
+from hivetrain.demo.reports import MinerLog, summarize
+from hivetrain.demo.subnet import Subnet
 from hivetrain.errors import UserError
 
 _POLL_S = 0.5
-_BOOTSTRAP_S = 90.0
-MINER_CONFIG = Path(__file__).with_name("miner.yaml")
+_START_S = 90.0
+_HERE = Path(__file__).parent
+MINER_CONFIG, VALIDATOR_CONFIG = _HERE / "miner.yaml", _HERE / "validator.yaml"
+RULES = AuditRules(beacon_lag=8, reveal_blocks=12)  # of one second each, on a machine that does everything at once
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the user may choose.
+class Economy:
+    """One demo: its options, its programs and what is known of them."""
 
-    Attributes:
-        miners: number of miners.
-        swarm_epochs: global updates to make.
-        out: directory for summary, plot, reports and logs.
-        seed: seed of model and data assignment.
-        timeout_s: the demo is given up after this many seconds.
-    """
+    def __init__(self, options: Options, fleet: Fleet, console: Console) -> None:
+        self.options, self.fleet, self.console = options, fleet, console
+        self.subnet = Subnet(options.out / "subnet")
+        self.logs = [MinerLog(options.out / f"{name}.jsonl") for name in options.miner_names]
+        self._began = time.monotonic()
 
-    miners: int = 2
-    swarm_epochs: int = 60
-    out: Path = Path("out")
-    seed: int = 0
-    timeout_s: float = 900.0
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def start(self) -> None:
+        """Starts ledger, bootstrap, validators and miners, in this order."""
+        for log in self.logs:
+            log.path.unlink(missing_ok=True)  # of an earlier run
+        options = self.options
+        self.subnet.create(options.miner_names, options.validator_names)
+        self.chain = self._start_ledger()
+        self.bootstrap = self._start_bootstrap()
+        self.console.print(f"bootstrap server at {self.bootstrap}; ledger at {self.chain}; logs in {options.out}/logs")
+        for name in options.validator_names:
+            self.fleet.start(name, self._validator_arguments(name))
+        for slot, name in enumerate(options.miner_names):
+            self.fleet.start(name, self._miner_arguments(name, slot))
+        for kind, names in (("miners", options.miner_names), ("validators", options.validator_names)):
+            if names:
+                pids = ", ".join(f"{name} is pid {self.fleet.pid(name)}" for name in names)
+                self.console.print(f"{len(names)} {kind} are starting: {pids}")
+
+    def follow(self) -> None:
+        """Shows progress until all miners have ended, or time is up."""
+        shown, miners = -1, self.options.miner_names
+        live_display = Live(console=self.console, refresh_per_second=4, transient=True)
+        with live_display if self.console.is_terminal else _nothing() as live:
+            while any(self.fleet.exit_code(name) is None for name in miners) and not self._is_late():
+                time.sleep(_POLL_S)
+                for log in self.logs:
+                    log.read()
+                last = max((epoch for log in self.logs for epoch in log.epochs), default=-1)
+                if live is not None:
+                    live.update(display.table(self.fleet, miners, self.logs, self.options))
+                elif last > shown:
+                    self.console.print(display.line(self.logs, last, self.options))
+                shown = max(shown, last)
+        for log in self.logs:
+            log.read()
+
+    def settle(self) -> None:
+        """Waits for the chain's epoch in which the last work is paid."""
+        if not self.options.validators:
+            return
+        view = self.subnet.snapshot()
+        due = view.block + RULES.reveal_blocks
+        pay_day = view.next_epoch + max(0, -(-(due - view.next_epoch + 2) // view.tempo)) * view.tempo
+        self.console.print(f"training is over at block {view.block}; the last work is paid at block {pay_day}")
+        while self.subnet.snapshot().block <= pay_day and not self._is_late():
+            if all(self.fleet.exit_code(name) is not None for name in self.options.validator_names):
+                return
+            time.sleep(_POLL_S)
+
+    def summary(self) -> dict[str, Any]:
+        """What happened, from the miners' reports, the validators' state files and the ledger."""
+        options = self.options
+        exit_codes = [self.fleet.exit_code(name) for name in options.miner_names]
+        for name in (*options.miner_names, *options.validator_names):
+            code = self.fleet.exit_code(name)
+            if code != 0 and (code is not None or name in options.miner_names):
+                self.console.print(f"{name} did not finish (exit code {code}):\n{self.fleet.log_tail(name)}")
+        honest = [options.cheat_of(name) is None for name in options.miner_names]
+        summary = summarize(self.logs, exit_codes, self.wall_s, honest)
+        for name, miner in zip(options.miner_names, summary["miners"], strict=True):
+            miner |= {"name": name, "hotkey": self.subnet.hotkeys[name], "cheat": options.cheat_of(name)}
+        return summary | pay_of(self.subnet, options, summary["miners"])
+
+    def _start_ledger(self) -> str:
+        file = self.options.out / "ledger.address"
+        file.unlink(missing_ok=True)
+        arguments = ["ledger", "--serve", str(self.subnet.file), "--port", "0", "--address-file", str(file)]
+        self.fleet.start("ledger", arguments)
+        return self._wait_for("ledger", file, lambda text: text)
+
+    def _start_bootstrap(self) -> str:
+        file = self.options.out / "bootstrap.json"
+        file.unlink(missing_ok=True)
+        identity = str(file.with_suffix(".id"))
+        arguments = ["bootstrap", "--port", "0", "--address-file", str(file), "--identity-path", identity]
+        self.fleet.start("bootstrap", arguments)
+        return self._wait_for("bootstrap", file, lambda text: str(json.loads(text)["url"]))
+
+    def _wait_for(self, name: str, file: Path, parse: Callable[[str], str]) -> str:
+        deadline = time.monotonic() + _START_S
+        while not file.exists():
+            if self.fleet.exit_code(name) is not None or time.monotonic() > deadline:
+                raise UserError(f"the {name} did not start:\n{self.fleet.log_tail(name)}")
+            time.sleep(0.1)
+        return parse(file.read_text())
+
+    def _miner_arguments(self, name: str, slot: int) -> list[str]:
+        cheat = self.options.cheat_of(name)
+        publisher = "hivetrain.demo.cheats.CheatingPublisher" if cheat else "hivetrain.callbacks.ContributionPublisher"
+        settings = {
+            "seed_everything": self.options.seed,
+            "trainer.strategy.run_id": self._run_id,
+            "trainer.strategy.initial_peers": self.bootstrap,
+            "data.seed": self.options.seed,
+            "stop.epochs": self.options.swarm_epochs,
+            "report": "hivetrain.callbacks.MinerReport",
+            "report.path": self.options.out / f"{name}.jsonl",
+            "contribute": publisher,
+            **({"contribute.kind": cheat} if cheat else {}),
+            "contribute.chain": self.chain,
+            **{f"contribute.{key}": value for key, value in self.subnet.key_arguments(name).items()},
+            "contribute.rules": json.dumps(vars(RULES)),
+        }
+        return ["fit", "--config", str(MINER_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
+
+    def _validator_arguments(self, name: str) -> list[str]:
+        settings = {
+            "run.run_id": self._run_id,
+            "run.initial_peers": self.bootstrap,
+            "model.init_args.total_epochs": self.options.swarm_epochs,
+            "data.seed": self.options.seed,
+            "chain.address": self.chain,
+            **{f"chain.{key}": value for key, value in self.subnet.key_arguments(name).items()},
+            **{f"rules.{key}": value for key, value in vars(RULES).items()},
+            "state": self.subnet.state_file(name),
+        }
+        return ["score", "--config", str(VALIDATOR_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
+
+    @property
+    def _run_id(self) -> str:
+        return f"demo-{os.getpid()}"
+
+    def _is_late(self) -> bool:
+        late = self.wall_s > self.options.timeout_s
+        if late:
+            self.console.print(f"time is up after {self.options.timeout_s:.0f} s; stopping what still runs")
+        return late
 
 
 def run_demo(options: Options, console: Console) -> int:
-    """Runs the demo and returns the exit status: 0 if every miner that lived to the end holds the same params."""
-    if options.miners < 1 or options.swarm_epochs < 1:
-        raise UserError("--miners and --swarm-epochs must be at least 1")
-    started = time.monotonic()
-    names = [f"miner-{index}" for index in range(options.miners)]
-    logs = [MinerLog(options.out / f"{name}.jsonl") for name in names]
-    for log in logs:
-        log.path.unlink(missing_ok=True)  # of an earlier run
+    """Runs the demo. Returns the exit status: 0 if every miner that lived to the end holds the same params and, where
+    there are validators, they agree and no cheat is paid."""
+    if options.miners < 1 or options.swarm_epochs < 1 or options.validators < 0:
+        raise UserError("--miners and --swarm-epochs must be at least 1, --validators at least 0")
+    if len(options.cheats) >= options.miners:
+        raise UserError("at least one miner must be honest: raise --miners or give fewer --cheats")
     with _sigterm_raises(), Fleet(options.out / "logs") as fleet:
-        url = _start_bootstrap(fleet, options.out / "bootstrap.json")
-        console.print(f"bootstrap server at {url}; logs in {options.out / 'logs'}")
-        for slot, name in enumerate(names):
-            fleet.start(name, _miner_arguments(options, name, slot, url))
-        console.print(f"{options.miners} miners are starting: " + ", ".join(f"pid {fleet.pid(n)}" for n in names))
-        _follow(fleet, names, logs, options, started, console)
-        exit_codes = [fleet.exit_code(name) for name in names]
-        for name, code in zip(names, exit_codes, strict=True):
-            if code != 0:
-                console.print(f"{name} did not finish (exit code {code}):\n{fleet.log_tail(name)}")
-    summary = summarize(logs, exit_codes, time.monotonic() - started)
+        economy = Economy(options, fleet, console)
+        economy.start()
+        economy.follow()
+        economy.settle()
+        summary = economy.summary()
+    economy.subnet.forget_params()
     _write(options.out / "summary.json", summary)
-    plotted = _plot(logs, summary, options.out / "loss.png")
-    _print_summary(summary, options.out, plotted, console)
-    return 0 if summary["digests_equal"] and summary["swarm_epochs"] >= options.swarm_epochs else 1
-
-
-def _start_bootstrap(fleet: Fleet, address_file: Path) -> str:
-    address_file.unlink(missing_ok=True)
-    identity = address_file.with_suffix(".id")
-    fleet.start(
-        "bootstrap", ["bootstrap", "--port", "0", "--address-file", str(address_file), "--identity-path", str(identity)]
-    )
-    deadline = time.monotonic() + _BOOTSTRAP_S
-    while not address_file.exists():
-        if fleet.exit_code("bootstrap") is not None or time.monotonic() > deadline:
-            raise UserError(f"the bootstrap server did not start:\n{fleet.log_tail('bootstrap')}")
-        time.sleep(0.1)
-    return str(json.loads(address_file.read_text())["url"])
-
-
-def _miner_arguments(options: Options, name: str, slot: int, url: str) -> list[str]:
-    settings = {
-        "seed_everything": options.seed,
-        "trainer.strategy.run_id": f"demo-{os.getpid()}",
-        "trainer.strategy.initial_peers": url,
-        "data.seed": options.seed,
-        "data.slot": slot,
-        "stop.epochs": options.swarm_epochs,
-        "report": "hivetrain.callbacks.MinerReport",
-        "report.path": options.out / f"{name}.jsonl",
-    }
-    return ["fit", "--config", str(MINER_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
-
-
-def _follow(
-    fleet: Fleet, names: list[str], logs: list[MinerLog], options: Options, started: float, console: Console
-) -> None:
-    """Shows progress until all miners have ended, or time is up."""
-    shown = -1
-    with Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else _nothing() as live:
-        while any(fleet.exit_code(name) is None for name in names):
-            if time.monotonic() - started > options.timeout_s:
-                console.print(f"time is up after {options.timeout_s:.0f} s; stopping what still runs")
-                return
-            time.sleep(_POLL_S)
-            for log in logs:
-                log.read()
-            last = max((epoch for log in logs for epoch in log.epochs), default=-1)
-            if live is not None:
-                live.update(_table(fleet, names, logs, options))
-            elif last > shown:
-                console.print(_line(logs, last, options))
-            shown = max(shown, last)
-    for log in logs:
-        log.read()
-
-
-def _line(logs: list[MinerLog], epoch: int, options: Options) -> str:
-    records = [log.epochs[epoch] for log in logs if epoch in log.epochs]
-    loss = loss_at(logs, epoch)
-    return (
-        f"swarm epoch {epoch + 1}/{options.swarm_epochs}  loss {'-' if loss is None else f'{loss:.3f}'}  "
-        f"peers {max(r['peers'] or 0 for r in records)}  group {max(r['group_size'] or 0 for r in records)}  "
-        f"{records[0]['outcome']}  exchange {max(r['exchange_s'] or 0 for r in records):.2f} s"
-    )
-
-
-def _table(fleet: Fleet, names: list[str], logs: list[MinerLog], options: Options) -> Table:
-    columns = ("miner", "pid", "swarm epoch", "loss", "tokens", "tokens/s", "peers", "last exchange")
-    table = Table(*columns, title="hivetrain demo")
-    for name, log in zip(names, logs, strict=True):
-        last = log.epochs[max(log.epochs)] if log.epochs else None
-        code = fleet.exit_code(name)
-        state = str(fleet.pid(name)) if code is None else f"ended ({code})"
-        if last is None:
-            table.add_row(name, state, "starting", *[""] * 5)
-            continue
-        loss = "-" if last["loss"] is None else f"{last['loss']:.3f}"
-        table.add_row(
-            name, state, f"{last['swarm_epoch'] + 1}/{options.swarm_epochs}", loss, f"{log.tokens:,}",
-            f"{log.tokens / max(last['wall_s'], 1e-9):,.0f}", str(last["peers"]), f"{last['exchange_s'] or 0:.2f} s",
-        )  # fmt: skip
-    return table
-
-
-def _print_summary(summary: dict[str, Any], out: Path, plotted: bool, console: Console) -> None:
-    table = Table("miner", "swarm epoch", "samples", "params digest")
-    for miner in summary["miners"]:
-        digest = miner["params_digest"][:16] if miner["params_digest"] else f"ended with {miner['exit_code']}"
-        table.add_row(str(miner["peer_id"])[-8:], str(miner["swarm_epoch"]), f"{miner['samples']:,}", digest)
-    console.print(table)
-    first, last = summary["heldout_loss_first"], summary["heldout_loss_last"]
-    if first is not None and last is not None:
-        console.print(f"held-out loss {first:.3f} -> {last:.3f} nats in {summary['wall_s']:.0f} s")
-    same = "the same" if summary["digests_equal"] else "NOT the same"
-    console.print(f"miners that reached the end hold {same} params; {out / 'summary.json'}")
-    console.print(f"loss plot: {out / 'loss.png'}" if plotted else "no loss plot: pip install 'hivetrain[plot]'")
-
-
-def _plot(logs: list[MinerLog], summary: dict[str, Any], path: Path) -> bool:
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for index, log in enumerate(logs):
-        points = [(epoch + 1, r["loss"]) for epoch, r in sorted(log.epochs.items()) if r["loss"] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=f"miner {index}, training")
-    held_out = [summary["heldout_loss_first"], summary["heldout_loss_last"]]
-    if None not in held_out:
-        axes.plot([0, summary["swarm_epochs"]], held_out, "k--o", label="held out, first and last")
-    axes.set(xlabel="swarm epoch", ylabel="loss (nats per token)", title="one model, trained together")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return True
+    plotted = display.plot(economy.logs, summary, options.out / "loss.png")
+    display.print_summary(summary, options.out, plotted, console)
+    learned = summary["digests_equal"] and summary["swarm_epochs"] >= options.swarm_epochs
+    return 0 if learned and (not options.validators or settled(summary)) else 1
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What the demo's miners wrote about themselves, and the summary that follows from it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,21 @@ def loss_at(logs: list[MinerLog], epoch: int) -> float | None:
     return sum(record["loss"] * record["samples"] for record in records) / samples if samples else None
 
 
-def summarize(logs: list[MinerLog], exit_codes: list[int | None], wall_s: float) -> dict[str, Any]:
+def summarize(
+    logs: list[MinerLog], exit_codes: list[int | None], wall_s: float, honest: Sequence[bool] = ()
+) -> dict[str, Any]:
     """The demo's summary; every figure is from the miners' own reports.
 
     ``swarm_epochs`` is the lowest epoch at which a miner ended, ``digests_equal`` whether all that ended hold
-    bit-identical params. Held-out losses are means over the miners that reported one.
+    bit-identical params. Held-out losses are means over the miners that reported one; training losses and tokens are
+    those of the honest miners (default: all).
     """
     ended = [log for log in logs if log.end is not None]
     epochs = sorted({epoch for log in logs for epoch in log.epochs})
-    losses = [loss for epoch in epochs if (loss := loss_at(logs, epoch)) is not None]
+    trusted = [log for log, is_honest in zip(logs, honest or [True] * len(logs), strict=True) if is_honest]
+    losses = [loss for epoch in epochs if (loss := loss_at(trusted, epoch)) is not None]
     ends = [log.end for log in ended if log.end is not None]
-    tokens = sum(end["tokens"] for end in ends)
+    tokens = sum(log.end["tokens"] for log in trusted if log.end is not None)
     training_s = max((end["wall_s"] for end in ends), default=0.0)
     return {
         "swarm_epochs": min((end["swarm_epoch"] for end in ends), default=0),
