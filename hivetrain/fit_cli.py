@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -24,10 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hivetrain.callbacks import (
     ContributionPublisher,
+    EnergyUse,
     GenerationSample,
     MinerReport,
     StopAtSwarmEpoch,
     SwarmCheckpoint,
+    SwarmMetrics,
     SwarmProgress,
     SwarmStatus,
 )
@@ -36,12 +38,15 @@ from hivetrain.errors import UserError
 
 ENDING_S = 8.0  # of the 10 that a program has to end after a signal
 DEFAULTS = {"model": "hivetrain.model.CausalLM", "data": "hivetrain.data.RefinedWebDataModule"}
+KEY_PATHS = ("identity_path", "wallet_path")
 CALLBACKS: dict[str, type[Callback]] = {
     "stop": StopAtSwarmEpoch,
     "checkpoint": SwarmCheckpoint,
     "sample": GenerationSample,
     "report": MinerReport,
     "contribute": ContributionPublisher,
+    "metrics": SwarmMetrics,
+    "energy": EnergyUse,
     "progress": SwarmProgress,
     "status": SwarmStatus,
 }
@@ -56,11 +61,12 @@ class HiveArgumentParser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the configuration beside the logs; without a logger there is no such place and nothing is written."""
+    """Keeps the configuration beside the logs, but not where keys lie; without a logger nothing is written."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it once, over that of an earlier run."""
         if trainer.loggers:
+            self.config = _without_key_paths(self.config)
             super().setup(trainer, pl_module, stage)
 
 
@@ -160,6 +166,14 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
 class _ConfigError(UserError):
     """The parser's own words, still to be put into one clear line."""
+
+
+def _without_key_paths(config: Namespace) -> Namespace:
+    """A copy for others to read: those options are left out, so that it can still be run."""
+    shown = config.clone()
+    for key in [key for key, _ in shown.items() if key.rpartition(".")[2] in KEY_PATHS]:
+        del shown[key]
+    return shown
 
 
 def _user_error(error: BaseException) -> UserError:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     3: ("cli", "fit_cli", "config_errors", "commands", "demo", "dashboard"),
     2: ("strategies", "callbacks", "validator", "bootstrap", "monitor"),
-    1: ("swarm", "averaging", "scoring", "chain", "contribution.audit"),
+    1: ("swarm", "averaging", "scoring", "chain", "contribution.audit", "metrics"),
     0: ("chain.base", "chain.yuma", "contribution", "keys", "model", "data", "errors", "logs"),
 }
 # Third-party packages that only these parts may import.

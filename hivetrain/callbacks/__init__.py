@@ -2,6 +2,8 @@
 
 from hivetrain.callbacks.checkpoint import SwarmCheckpoint
 from hivetrain.callbacks.contribution import ContributionPublisher
+from hivetrain.callbacks.energy import EnergyUse
+from hivetrain.callbacks.metrics import SwarmMetrics
 from hivetrain.callbacks.progress import SwarmProgress
 from hivetrain.callbacks.report import MinerReport
 from hivetrain.callbacks.sample import GenerationSample
@@ -10,10 +12,12 @@ from hivetrain.callbacks.stop import StopAtSwarmEpoch
 
 __all__ = [
     "ContributionPublisher",
+    "EnergyUse",
     "GenerationSample",
     "MinerReport",
     "StopAtSwarmEpoch",
     "SwarmCheckpoint",
+    "SwarmMetrics",
     "SwarmProgress",
     "SwarmStatus",
 ]
