@@ -30,7 +30,7 @@ class EpochLine:
         reporters: peers that told a loss.
         diverged: peers whose loss was not a number.
         samples: samples of those peers.
-        outcome: of the exchange, as most peers saw it; "" if nobody told.
+        outcome: of the exchange, as most peers saw it; "" if nobody told, and then all that follows is None.
         group_size: members that exchanged with each other.
         expected_peers: live peers when it began.
         fraction: share of the vector received.
@@ -53,14 +53,14 @@ class EpochLine:
     diverged: int = 0
     samples: int = 0
     outcome: str = ""
-    group_size: int = 0
-    expected_peers: int = 0
-    fraction: float = 0.0
-    matchmaking_s: float = 0.0
-    exchange_s: float = 0.0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    batch_samples: int = 0
+    group_size: int | None = None
+    expected_peers: int | None = None
+    fraction: float | None = None
+    matchmaking_s: float | None = None
+    exchange_s: float | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    batch_samples: int | None = None
     failed: int = 0
     reason: str = ""
 

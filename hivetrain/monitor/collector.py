@@ -179,11 +179,9 @@ class Collector:
             before = self._told.get(peer)
             if before == status:
                 continue
-            known_notes, known_rounds = (set(before.epochs), set(before.rounds)) if before else (set(), set())
-            notes += [
-                (peer, note) for note in status.epochs if self._is_recent(note.epoch, view.epoch, note, known_notes)
-            ]
-            rounds += [(peer, r) for r in status.rounds if self._is_recent(r.epoch, view.epoch, r, known_rounds)]
+            old = {*before.epochs, *before.rounds} if before else set()
+            notes += [(peer, note) for note in status.epochs if note not in old and _is_near(note.epoch, view.epoch)]
+            rounds += [(peer, note) for note in status.rounds if note not in old and _is_near(note.epoch, view.epoch)]
             measured = status.heldout_loss
             if measured is not None and math.isfinite(measured) and status.heldout_epoch <= view.epoch:
                 heldout.append((peer, status.heldout_epoch, measured))
