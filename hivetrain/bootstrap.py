@@ -43,6 +43,7 @@ def create_app(
     *,
     peer_id: str,
     links: Links | None = None,
+    view: PeerView | None = None,
     relay: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
@@ -55,7 +56,7 @@ def create_app(
     requester's own address and answers ``{"reachable": true or false}``.
     """
     app = FastAPI(title="hivetrain bootstrap", docs_url=None, redoc_url=None, openapi_url=None)
-    view = PeerView(dht, clock)
+    view = view or PeerView(dht, clock)
     limits = DialLimits(clock)
     started_at = clock()
 
@@ -143,10 +144,13 @@ def serve(
         validator = RSASignatureValidator(RSAPrivateKey())
         dht = start_node(host_maddrs, announce_maddrs, identity_path, relay=relay, validator=validator)
         peer_id = visible_maddrs(dht)[0].rpartition("/")[2]
-        links = Links(dht, peer_id, validator.local_public_key, others)
+        view = PeerView(dht)
+        links = Links(dht, peer_id, validator.local_public_key, others, on_look=view.read)
         links.start()
         with _listen(host, port) as listener:
-            _serve_http(dht, links, relay, listener, address_file)
+            _serve_http(
+                create_app(dht, peer_id=peer_id, links=links, view=view, relay=relay), dht, listener, address_file
+            )
         return 0
     except _Terminated:
         return 0
@@ -170,7 +174,7 @@ def _raise_terminated(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _serve_http(
-    dht: SwarmDHT, links: Links, relay: bool, listener: socket.socket, address_file: str | os.PathLike[str] | None
+    app: FastAPI, dht: SwarmDHT, listener: socket.socket, address_file: str | os.PathLike[str] | None
 ) -> None:
     maddrs = visible_maddrs(dht)
     peer_id = maddrs[0].rpartition("/")[2]
@@ -180,7 +184,7 @@ def _serve_http(
         logger.info("visible address: %s", maddr)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(dht, peer_id=peer_id, links=links, relay=relay),
+            app,
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -27,6 +27,7 @@ MAX_PER_MINUTE = 60
 PAUSE_PER_ADDRESS_S = 5.0
 MAX_ADDRESSES = 4096
 MIN_PORT = 1024
+_PEER_ID_FORMS = {34: b"\x12\x20", 38: b"\x00\x24\x08\x01\x12\x20"}  # bytes: SHA-256 of a key, Ed25519 key
 
 
 class DialRefused(Exception):
@@ -67,7 +68,9 @@ def parse_target(client_host: str, port: object, peer_id: object) -> DialTarget:
     try:
         if not isinstance(peer_id, str) or len(peer_id) > 128:
             raise ValueError
-        checked = PeerID.from_base58(peer_id).to_base58()
+        checked = PeerID.from_base58(peer_id)
+        if not checked.to_bytes().startswith(_PEER_ID_FORMS.get(len(checked.to_bytes()), b"-")):
+            raise ValueError
     except Exception:  # the parser lets its codecs' exceptions through
         raise DialRefused(422, "peer_id is no libp2p peer id") from None
     try:
@@ -75,7 +78,7 @@ def parse_target(client_host: str, port: object, peer_id: object) -> DialTarget:
     except ValueError:
         raise DialRefused(409, "the request does not come from an internet address") from None
     mapped = getattr(address, "ipv4_mapped", None)
-    return DialTarget(str(mapped or address), port, checked)
+    return DialTarget(str(mapped or address), port, checked.to_base58())
 
 
 class DialLimits:

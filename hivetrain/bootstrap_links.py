@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -79,14 +79,22 @@ class Links:
         subkey: its protected subkey, under which its marker is written.
         others: URLs of other bootstraps, or multiaddrs of any peers of the swarm. A URL of this server is skipped.
         period_s: seconds from one look to the next.
+        on_look: called before each look.
 
     Raises:
         UserError: one of them is malformed, or there are too many.
     """
 
     def __init__(
-        self, dht: SwarmDHT, peer_id: str, subkey: bytes, others: Sequence[str], period_s: float = LINK_PERIOD_S
+        self,
+        dht: SwarmDHT,
+        peer_id: str,
+        subkey: bytes,
+        others: Sequence[str],
+        period_s: float = LINK_PERIOD_S,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_look = on_look
         self._dht, self._own_id, self._subkey, self._period_s = dht, peer_id, subkey, period_s
         self.marker = marker_of(subkey)
         self._links = {name: Link(name) for name in check_others(others)}
@@ -109,6 +117,7 @@ class Links:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
+                self._on_look()
                 self._publish()
                 markers = run_in_dht(self._dht, _find_markers, timeout_s=DHT_TIMEOUT_S)
                 for link in self.read():

@@ -23,6 +23,10 @@ def states(server):
     return [link["state"] for link in server.get("/health").json()["bootstraps"]]
 
 
+def last_seen(server):
+    return server.get("/health").json()["last_seen"]
+
+
 def start_three(stack, tmp_path):
     """Three bootstraps that are each given the URLs of all three, started one after the other."""
     ports = [free_port() for _ in range(3)]
@@ -52,8 +56,9 @@ def test_three_bootstraps_know_each_other_and_one_is_enough_for_a_newcomer(tmp_p
         assert time.monotonic() - started_at < 60
         assert newcomer.get("key", latest=True).value == "value"
         wait_until(lambda: states(servers[0]) == ["silent"] * 2, 40, "the survivor misses them")
-        seen = servers[0].get("/health").json()["last_seen"]
-        assert {str(miner.peer_id), str(newcomer.peer_id)} <= {peer["peer_id"] for peer in seen}
+        both = {str(miner.peer_id), str(newcomer.peer_id)}
+        wait_until(lambda: both <= {peer["peer_id"] for peer in last_seen(servers[0])}, 20, "it has seen both")
+        seen = last_seen(servers[0])
         assert all(peer["first_seen"] <= peer["last_seen"] <= time.time() + 1 for peer in seen)
 
 
