@@ -125,7 +125,7 @@ def test_the_free_rider_ends_with_nothing_and_the_validators_agree(tmp_path):
 def test_every_kind_of_cheat_is_found_in_real_processes(tmp_path):
     out = tmp_path / "out"
     kinds = ("free-rider", "lazy", "stale", "copied", "over-claim")
-    options = ("--miners", "7", "--validators", "1", "--cheats", ",".join(kinds))
+    options = ("--miners", "7", "--validators", "1", "--audit-probability", "0.5", "--cheats", ",".join(kinds))
     process = start_demo(out, 15, *options, timeout_s=580)
     assert process.wait(timeout=590) == 0, (tmp_path / "demo.log").read_text()
     summary = json.loads((out / "summary.json").read_text())

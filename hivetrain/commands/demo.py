@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="kinds of dishonest miners, separated by commas, one miner each: free-rider, lazy, stale, copied, "
         "over-claim; or none (default: %(default)s)",
     )
+    parser.add_argument(
+        "--audit-probability", type=float, default=0.25, help="share of contributions audited (default: %(default)s)"
+    )
     parser.add_argument("--swarm-epochs", type=int, default=60, help="global updates to make (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="directory for summary.json, loss.png, reports and logs"
@@ -36,5 +39,10 @@ def run(args: argparse.Namespace) -> int:
     for cheat in cheats:
         if cheat not in CHEATS:
             raise UserError(f"--cheats: {cheat!r} is unknown; choose from {', '.join(CHEATS)}, or none")
-    options = Options(args.miners, args.validators, cheats, args.swarm_epochs, args.out, args.seed, args.timeout_s)
+    if not 0 <= args.audit_probability <= 1:
+        raise UserError("--audit-probability must lie between 0 and 1")
+    options = Options(
+        args.miners, args.validators, cheats, args.audit_probability, args.swarm_epochs, args.out, args.seed,
+        args.timeout_s,
+    )  # fmt: skip
     return run_demo(options, Console())

@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from hivetrain.contribution.rules import AuditRules
 from hivetrain.demo import display
 from hivetrain.demo.fleet import Fleet
 from hivetrain.demo.options import Options
@@ -30,7 +29,6 @@ _POLL_S = 0.5
 _START_S = 90.0
 _HERE = Path(__file__).parent
 MINER_CONFIG, VALIDATOR_CONFIG = _HERE / "miner.yaml", _HERE / "validator.yaml"
-RULES = AuditRules(beacon_lag=8, reveal_blocks=12)  # of one second each, on a machine that does everything at once
 
 
 class Economy:
@@ -88,7 +86,7 @@ class Economy:
         if not self.options.validators:
             return
         view = self.subnet.snapshot()
-        due = view.block + RULES.reveal_blocks
+        due = view.block + self.options.rules.reveal_blocks
         pay_day = view.next_epoch + max(0, -(-(due - view.next_epoch + 2) // view.tempo)) * view.tempo
         self.console.print(f"training is over at block {view.block}; the last work is paid at block {pay_day}")
         while self.subnet.snapshot().block <= pay_day and not self._is_late():
@@ -148,7 +146,7 @@ class Economy:
             **({"contribute.kind": cheat} if cheat else {}),
             "contribute.chain": self.chain,
             **{f"contribute.{key}": value for key, value in self.subnet.key_arguments(name).items()},
-            "contribute.rules": json.dumps(vars(RULES)),
+            "contribute.rules": json.dumps(vars(self.options.rules)),
         }
         return ["fit", "--config", str(MINER_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
 
@@ -160,7 +158,7 @@ class Economy:
             "data.seed": self.options.seed,
             "chain.address": self.chain,
             **{f"chain.{key}": value for key, value in self.subnet.key_arguments(name).items()},
-            **{f"rules.{key}": value for key, value in vars(RULES).items()},
+            **{f"rules.{key}": value for key, value in vars(self.options.rules).items()},
             "state": self.subnet.state_file(name),
         }
         return ["score", "--config", str(VALIDATOR_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hivetrain.contribution.rules import AuditRules
+
 
 @dataclass(frozen=True)
 class Options:
@@ -12,6 +14,7 @@ class Options:
         miners: number of miners.
         validators: number of validators; without any, nobody is paid.
         cheats: kinds of dishonest miners (see ``demo.cheats``), one miner each; the last ones cheat.
+        audit_probability: share of contributions that are audited.
         swarm_epochs: global updates to make.
         out: directory for summary, plot, reports, logs and the ledger.
         seed: seed of model and data assignment.
@@ -21,10 +24,16 @@ class Options:
     miners: int = 3
     validators: int = 2
     cheats: tuple[str, ...] = ("free-rider",)
+    audit_probability: float = 0.25
     swarm_epochs: int = 60
     out: Path = Path("out")
     seed: int = 0
     timeout_s: float = 900.0
+
+    @property
+    def rules(self) -> AuditRules:
+        """Of blocks of one second each, on a machine that does everything at once."""
+        return AuditRules(self.audit_probability, beacon_lag=8, reveal_blocks=12)
 
     @property
     def miner_names(self) -> list[str]:
