@@ -1,12 +1,23 @@
 """All checks, in the order in which a person would make them."""
 
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 
 from hivetrain.doctor import machine, network, sources
 from hivetrain.doctor.plan import Plan
 from hivetrain.doctor.report import Check
 
 DATA_ADVICE = "check the network, data.corpus and its manifest (hivetrain manifest makes one); a folder works offline"
+
+
+def load_libraries() -> None:
+    """Import what several checks need, before they run side by side: a DHT is forked, and a fork in the middle of
+    another thread's import would wait for it for ever.
+    """
+    for name in ("torch", "hivetrain.swarm", "hivetrain.model", "hivetrain.data"):
+        with suppress(ImportError):  # said by the check that needs it
+            import_module(name)
 
 
 def checks_of(plan: Plan) -> list[list[Check]]:

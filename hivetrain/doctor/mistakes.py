@@ -10,7 +10,7 @@ import sys
 from hivetrain.errors import UserError
 
 DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
-SMALLER = "lower data.batch_size (the swarm's target_batch_size stays as it is), then data.block_size, or take a smaller model"
+SMALLER = "lower data.batch_size (the swarm's target_batch_size stays), then data.block_size, or take a smaller model"
 SEE_DOCTOR = "hivetrain doctor -c CONFIG checks the rest"
 NEXT_STEPS = (  # a part of a message, and what to do about it; the first that fits counts
     ("local time must be within", "this machine's clock is off: set it by NTP (timedatectl set-ntp true)"),
