@@ -97,7 +97,9 @@ def parse(arguments: Sequence[str]) -> Any:
     try:
         return parser.instantiate_classes(parser.parse_args([*_DEFAULTS, *arguments]))
     except _ConfigError as error:
-        raise UserError(describe(str(error), arguments)) from error
+        message = str(error)
+        told = describe(message, arguments) if message.startswith("Parser key") else " ".join(message.split())
+        raise UserError(told) from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).partition(chr(10))[0]}") from error
     except (ValueError, MisconfigurationException) as error:

@@ -23,7 +23,7 @@ class Auditor:
         reader: of its data.
         compression: of its exchange; decides how well sums of sketches must agree.
         device: where to replay.
-        precision: of the replay: ``32-true`` or ``bf16-mixed``.
+        precision: of the replays: ``32-true`` or ``bf16-mixed``; None: each miner's own.
         rows: sequences to compute at a time; None: a whole microbatch.
     """
 
@@ -35,7 +35,7 @@ class Auditor:
         reader: SlotReader,
         compression: str = "none",
         device: str = "cpu",
-        precision: str = "32-true",
+        precision: str | None = None,
         rows: int | None = None,
     ) -> None:
         self.run_id, self.reader = run_id, reader

@@ -77,18 +77,18 @@ class ReplayOptions:
 
     Args:
         device: such as ``cpu`` or ``cuda:0``; may be weaker than the miners'.
-        precision: ``32-true`` or ``bf16-mixed``; need not be the miners'.
+        precision: ``32-true`` or ``bf16-mixed``; None: each miner's own, or fp32 for fp16.
         rows: sequences to compute at a time, where a whole microbatch does not fit; None: all.
         most_rows: blocks that a miner's microbatch may have. The same for all validators of a run.
     """
 
     device: str = "cpu"
-    precision: str = "32-true"
+    precision: str | None = None
     rows: int | None = None
     most_rows: int = 256
 
     def __post_init__(self) -> None:
-        if self.precision not in REPLAY_PRECISIONS:
+        if self.precision not in (None, *REPLAY_PRECISIONS):
             raise UserError(f"replay.precision must be one of {', '.join(REPLAY_PRECISIONS)}, got {self.precision!r}")
         if self.most_rows < 1 or (self.rows is not None and self.rows < 1):
             raise UserError("replay.rows and replay.most_rows must be at least 1")
