@@ -1,7 +1,9 @@
 """What verified work is worth: samples of one tempo, a moving average by hotkey, weights.
 
-Pure: no clock, no chain, no files. Surprising fact: there is nothing here but samples. Pay grows in proportion to them,
-so a small miner has its share and a miner that splits its work over several hotkeys gains nothing.
+Pure: no clock, no chain, no files. Pay grows in proportion to samples and nothing else, so a small miner has its share
+and a miner that splits its work over several hotkeys gains nothing. Surprising fact: nobody is paid on trust. Who has
+no standing, being new or having lost it, earns nothing before an audit that it passes; so who fakes everything never
+earns anything, however seldom it is drawn.
 """
 
 import math
@@ -45,6 +47,11 @@ class TempoScore:
     forfeited: bool
     counts: Mapping[Verdict, int]
 
+    @property
+    def proven(self) -> bool:
+        """Whether an audit was passed."""
+        return not self.forfeited and self.counts.get(Verdict.PASSED, 0) > 0
+
 
 def tempo_scores(judged: Iterable[Judged]) -> dict[str, TempoScore]:
     """Scores of one tempo by hotkey, in any order of the input the same."""
@@ -57,7 +64,7 @@ def tempo_scores(judged: Iterable[Judged]) -> dict[str, TempoScore]:
 def update_averages(
     averages: Mapping[str, float], scores: Mapping[str, TempoScore], registered: Collection[str], alpha: float = 0.5
 ) -> dict[str, float]:
-    """The moving averages after one more tempo.
+    """The moving averages after one more tempo. Without an average yet, it takes a passed audit to begin one.
 
     Args:
         averages: before it.
@@ -71,7 +78,8 @@ def update_averages(
     for hotkey in sorted(registered):
         score = scores.get(hotkey)
         before = 0.0 if score is not None and score.forfeited else averages.get(hotkey, 0.0)
-        updated[hotkey] = (1 - alpha) * before + alpha * (score.samples if score is not None else 0)
+        counts = score is not None and (before > 0 or score.proven)
+        updated[hotkey] = (1 - alpha) * before + alpha * (score.samples if score is not None and counts else 0)
     return {hotkey: value for hotkey, value in updated.items() if value > 0}
 
 

@@ -13,6 +13,7 @@ from hivetrain.scoring import FORFEITING, PAID, Judged, tempo_scores, update_ave
 HOTKEYS = ("a", "b", "c", "d")
 UNPAID = frozenset(Verdict) - PAID - FORFEITING
 RANK = {verdict: 0 if verdict in FORFEITING else 1 if verdict in UNPAID else 2 for verdict in Verdict}
+RANK[Verdict.PASSED] = 3
 
 judged = st.builds(
     Judged, st.sampled_from(HOTKEYS), st.integers(0, 50), st.integers(1, 10**6), st.sampled_from(list(Verdict))
@@ -38,6 +39,16 @@ def test_two_tempos_by_hand():
     averages = run([first, second])
     assert averages == {"a": 0.5 * 20 + 4, "c": 0.5 * 5}  # b: forfeited and reset; c: nothing new
     assert weights(averages) == {"a": 14 / 16.5, "c": 2.5 / 16.5}
+
+
+def test_nobody_begins_to_earn_without_a_passed_audit():
+    undrawn = [paid("a", 10, Verdict.NOT_DRAWN)]
+    assert run([undrawn, undrawn]) == {}
+    assert run([undrawn, [*undrawn, paid("a", 2)]]) == {"a": 6}
+    assert run([[paid("a", 10)], undrawn]) == {"a": 7.5}  # who has a standing keeps it
+    failed = [paid("a", 1, Verdict.FAILED)]
+    assert run([[paid("a", 10)], failed, undrawn]) == {}  # and has to earn it again
+    assert run([[paid("a", 10)], failed, undrawn, [paid("a", 4)]]) == {"a": 2}
 
 
 def test_what_is_paid_and_what_forfeits():
