@@ -90,7 +90,7 @@ class Validator:
             except Exception:  # nothing that a miner publishes may end the pay of all others
                 failed, self.faults = failed + 1, self.faults + 1
                 logger.exception("round failed (%d in a row)", failed)
-            if stop(0 if busy else min(_LONGEST_PAUSE_S, self._poll_s * 2 ** min(failed, 16))):
+            if stop(0 if busy else min(_LONGEST_PAUSE_S, self._poll_s * 2 ** min(failed, 3))):
                 return
 
     def run_once(self) -> bool:
