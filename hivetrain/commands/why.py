@@ -51,7 +51,7 @@ def _print(found: dict[str, Any]) -> None:
         [
             (
                 tempo["block"],
-                "0, forfeited" if tempo["forfeited"] else tempo["samples"],
+                _verified(tempo),
                 _counts(tempo["verdicts"]),
                 f"{tempo['average']:.1f}",
                 f"{tempo['weight']:.6f}",
@@ -104,6 +104,13 @@ def _audit_rows(record: dict[str, Any]) -> list[tuple[Any, ...]]:
         )
         for number, leaf in enumerate(record["leaves"])
     ]
+
+
+def _verified(tempo: dict[str, Any]) -> str:
+    if tempo["forfeited"]:
+        return "0, forfeited"
+    unpaid = tempo["samples"] and not tempo["average"]
+    return f"{tempo['samples']}, no audit passed yet" if unpaid else str(tempo["samples"])
 
 
 def _counts(verdicts: dict[str, int]) -> str:
