@@ -130,23 +130,25 @@ def miner_rows(
     """
     epochs = {peer.peer_id: peer for peer in view.peers}
     strangers = {peer.peer_id for peer in view.strangers}
-    rows, hotkeys = [], set()
+    rows, hotkeys, taken = [], set(), set(proven.values())
     for member in members:
         hotkey = proven.get(member.peer_id) or (member.status.hotkey if member.status is not None else None)
+        usurped = hotkey in taken and member.peer_id not in proven
         here = epochs.get(member.peer_id)
         row = _blank(member.peer_id, hotkey) | _peer_columns(member) | {
             "hotkey_proven": member.peer_id in proven,
+            "usurped": usurped,
             "stranger": member.peer_id in strangers,
             "in_step": here is not None and here.epoch == view.epoch and here.digest == view.digest,
         }  # fmt: skip
         rows.append(row)
-        if hotkey and member.presence is Presence.LIVE:
+        if hotkey and not usurped and member.presence is Presence.LIVE:
             hotkeys.add(hotkey)
     if chain is not None and chain.snapshot is not None:
         absent = [n for n in chain.snapshot.neurons if n.hotkey not in hotkeys and not n.permit]
         rows += [_blank(neuron.hotkey, neuron.hotkey) for neuron in absent]
     for row in rows:
-        row.update(_chain_columns(row["hotkey"], chain))
+        row.update(_chain_columns(None if row["usurped"] else row["hotkey"], chain))
         row["why"] = _why(row, chain)
     return rows
 
@@ -195,7 +197,13 @@ def _blank(key: str, hotkey: str | None) -> dict[str, Any]:
         "peer_id", "first_seen", "last_seen", "epoch", "samples_now", "samples_per_s", "client_mode", "tokens_per_s",
         "samples", "tokens", "loss", "heldout_loss", "device", "energy_j", "data_pass",
     )  # fmt: skip
-    extra = {"hotkey_proven": True, "stranger": False, "in_step": False, "presence": "not in the swarm"}
+    extra = {
+        "hotkey_proven": True,
+        "usurped": False,
+        "stranger": False,
+        "in_step": False,
+        "presence": "not in the swarm",
+    }
     return {"key": key, "hotkey": hotkey, **dict.fromkeys(names), **extra}
 
 
@@ -252,6 +260,8 @@ def _why(row: Mapping[str, Any], chain: ChainView | None) -> str:
     """One sentence on why the miner earns what it earns."""
     if row["stranger"]:
         return "Its settings are not the run's, so nobody averages with it."
+    if row["usurped"]:
+        return "It claims a hotkey that another peer has proven to be its own."
     if chain is None:
         return "No chain was given."
     if row["hotkey"] is None:

@@ -70,7 +70,7 @@ class FakeReader:
     run_id = "synthetic"
 
     def __init__(self, clock, peers=3, epoch=0, hotkeys=()):
-        self.clock, self.epoch = clock, epoch
+        self.clock, self.epoch, self.size = clock, epoch, peers
         self.peers = {number: {} for number in range(peers)}
         self.hotkey_of = dict(enumerate(hotkeys))
         self.left, self.extra_progress, self.extra_statuses = set(), {}, {}
@@ -82,10 +82,10 @@ class FakeReader:
         expires = self.clock() + self.ttl_s
         found = {owner(n): (progress(n, self.epoch).to_bytes(), expires) for n in self.peers}
         found |= {owner(n): (b"", expires) for n in self.left}
-        statuses = {
-            owner(n): (status(n, self.epoch, len(self.peers), self.hotkey_of.get(n), **changes).to_bytes(), expires)
-            for n, changes in self.peers.items()
-        }
+        statuses = {}
+        for n, changes in self.peers.items():
+            said = status(n, self.epoch, self.size, **({"hotkey": self.hotkey_of.get(n)} | changes))
+            statuses[owner(n)] = (said.to_bytes(), expires)
         return parse_reading(found | self.extra_progress, statuses | self.extra_statuses, self.clock())
 
     def settings(self, fingerprint):

@@ -33,7 +33,7 @@ export class Table {
       this.limit += 10 * PAGE;
       this.draw();
     });
-    const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table);
+    const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, table` }, table);
     host.replaceChildren(region, this.more);
     this.markSort();
   }
