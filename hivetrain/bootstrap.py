@@ -12,8 +12,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import FrameType
@@ -30,6 +31,14 @@ from hivetrain.bootstrap_links import Links, LinkState, check_others
 from hivetrain.bootstrap_node import start_node
 from hivetrain.bootstrap_view import PeerView
 from hivetrain.errors import UserError
+from hivetrain.metrics import (
+    BootstrapMetrics,
+    BootstrapState,
+    CountedRequests,
+    MetricsServer,
+    new_registry,
+    request_histogram,
+)
 from hivetrain.swarm import DEFAULT_HOST_MADDRS, DHTUnavailableError, SwarmDHT, visible_maddrs
 
 logger = logging.getLogger(__name__)
@@ -112,6 +121,8 @@ def serve(
     initial_peers: Sequence[str] | str = (),
     relay: bool = False,
     address_file: str | os.PathLike[str] | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
 ) -> int:
     """Run a bootstrap server until SIGTERM or Ctrl-C. Call it on the main thread.
 
@@ -126,6 +137,8 @@ def serve(
         relay: carry traffic for peers that nobody can dial.
         address_file: JSON file with ``url``, ``peer_id`` and ``initial_peers``, complete from the moment it exists;
             written when the server listens, removed when it ends.
+        metrics_port: where to serve Prometheus metrics; None: nowhere.
+        metrics_host: the interface for them.
 
     Returns:
         The exit status: 0 after SIGTERM, 130 after Ctrl-C.
@@ -136,8 +149,12 @@ def serve(
     signal.signal(signal.SIGTERM, _raise_terminated)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     others = check_others([initial_peers] if isinstance(initial_peers, str) else initial_peers)
+    registry = new_registry("bootstrap")
+    metrics = MetricsServer(metrics_port, metrics_host, registry) if metrics_port is not None else None
     dht = links = None
     try:
+        if metrics is not None:
+            metrics.check()
         _listen(host, port).close()  # fails now rather than after joining; the DHT process must not inherit it
         if address_file is not None:
             Path(address_file).unlink(missing_ok=True)  # left by one that was killed
@@ -147,10 +164,11 @@ def serve(
         view = PeerView(dht)
         links = Links(dht, peer_id, validator.local_public_key, others, on_look=view.read)
         links.start()
-        with _listen(host, port) as listener:
-            _serve_http(
-                create_app(dht, peer_id=peer_id, links=links, view=view, relay=relay), dht, listener, address_file
-            )
+        app = create_app(dht, peer_id=peer_id, links=links, view=view, relay=relay)
+        app.add_middleware(CountedRequests, histogram=request_histogram("bootstrap", registry))
+        BootstrapMetrics(registry, partial(_state, peer_id, view, links))
+        with _listen(host, port) as listener, metrics or nullcontext():
+            _serve_http(app, dht, listener, address_file)
         return 0
     except _Terminated:
         return 0
@@ -163,6 +181,13 @@ def serve(
             links.stop()
         if dht is not None:
             dht.shutdown()
+
+
+def _state(peer_id: str, view: PeerView, links: Links) -> BootstrapState:
+    peer, states = view.read(), [link.state for link in links.read()]
+    return BootstrapState(
+        peer_id, not peer.fault, peer.known_peers, {state: states.count(state) for state in LinkState}
+    )
 
 
 class _Terminated(BaseException):

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PEER",
-        help="URLs of the other bootstrap servers, or multiaddrs of peers; none needs to be up, they are looked for again "
-        "and again (default: none)",
+        help="URLs of the other bootstrap servers, or multiaddrs of peers; none needs to be up, they are looked for "
+        "again and again (default: none)",
     )
     parser.add_argument(
         "--relay", action="store_true", help="carry traffic for peers behind NAT; this machine must be reachable"
@@ -48,14 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write JSON with url, peer_id and initial_peers here once the server listens",
     )
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics here (default: not at all)"
+    )
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="where to serve them (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    import logging
-
     from hivetrain.bootstrap import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     return serve(
         host=args.host,
         port=args.port,
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         initial_peers=args.initial_peers,
         relay=args.relay,
         address_file=args.address_file,
+        metrics_port=args.metrics_port,
+        metrics_host=args.metrics_host,
     )
 
 

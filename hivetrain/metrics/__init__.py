@@ -4,7 +4,7 @@ from hivetrain.metrics.bootstrap import BootstrapMetrics, BootstrapState
 from hivetrain.metrics.dashboard import DashboardMetrics
 from hivetrain.metrics.miner import MinerMetrics, MinerState
 from hivetrain.metrics.requests import CountedRequests, request_histogram
-from hivetrain.metrics.server import MetricsServer, add_arguments, new_registry
+from hivetrain.metrics.server import MetricsServer, new_registry
 from hivetrain.metrics.validator import ValidatorMetrics
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "MinerMetrics",
     "MinerState",
     "ValidatorMetrics",
-    "add_arguments",
     "new_registry",
     "request_histogram",
 ]

@@ -1,6 +1,6 @@
 """What a bootstrap server exposes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -16,13 +16,13 @@ class BootstrapState:
         peer_id: its name.
         serving: whether it answers.
         dht_peers: other peers in its routing table.
-        uptime_s: since the server began.
+        links: number of other bootstrap servers by the state of the link to them.
     """
 
     peer_id: str
     serving: bool
     dht_peers: int
-    uptime_s: float
+    links: Mapping[str, int]
 
 
 class BootstrapMetrics(Collector):
@@ -46,7 +46,10 @@ class BootstrapMetrics(Collector):
         state = self._read()
         yield InfoMetricFamily("hivetrain_bootstrap", "Which DHT peer this is.", {"peer_id": state.peer_id})
         yield GaugeMetricFamily("hivetrain_bootstrap_serving", "Whether the DHT peer answers.", float(state.serving))
-        yield GaugeMetricFamily("hivetrain_bootstrap_uptime_seconds", "Time since the start.", state.uptime_s)
+        links = GaugeMetricFamily("hivetrain_bootstrap_links", "Other bootstrap servers, by state.", labels=["state"])
+        for name, number in state.links.items():
+            links.add_metric([name], number)
+        yield links
         if state.serving:
             yield GaugeMetricFamily(
                 "hivetrain_bootstrap_dht_peers", "Other peers in the routing table.", state.dht_peers

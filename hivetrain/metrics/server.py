@@ -4,7 +4,6 @@ Surprising fact: what a program exposes is computed when somebody asks for it, o
 pays nothing for metrics that nobody reads.
 """
 
-import argparse
 import os
 import platform
 import socket
@@ -18,19 +17,8 @@ from prometheus_client import CollectorRegistry, Info, ProcessCollector, start_h
 
 from hivetrain.errors import UserError
 
-DEFAULT_HOST = "127.0.0.1"
 CLOSE_S = 2.0
 REQUEST_S = 10.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--metrics-port`` and ``--metrics-host``."""
-    parser.add_argument(
-        "--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics here (default: not at all)"
-    )
-    parser.add_argument(
-        "--metrics-host", default=DEFAULT_HOST, metavar="HOST", help="where to serve them (default: %(default)s)"
-    )
 
 
 def new_registry(program: str) -> CollectorRegistry:
