@@ -38,7 +38,8 @@ from hivetrain.errors import UserError
 
 ENDING_S = 8.0  # of the 10 that a program has to end after a signal
 DEFAULTS = {"model": "hivetrain.model.CausalLM", "data": "hivetrain.data.RefinedWebDataModule"}
-KEY_PATHS = ("identity_path", "wallet_path")
+# Where keys lie, and keys: these options stay out of what is saved for others to read.
+PRIVATE = ("identity_path", "wallet_path", "credentials_file", "identity_token_file", "api_key", "password")
 CALLBACKS: dict[str, type[Callback]] = {
     "stop": StopAtSwarmEpoch,
     "checkpoint": SwarmCheckpoint,
@@ -66,7 +67,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it once, over that of an earlier run."""
         if trainer.loggers:
-            self.config = _without_key_paths(self.config)
+            self.config = _without_private(self.config)
             super().setup(trainer, pl_module, stage)
 
 
@@ -168,10 +169,10 @@ class _ConfigError(UserError):
     """The parser's own words, still to be put into one clear line."""
 
 
-def _without_key_paths(config: Namespace) -> Namespace:
+def _without_private(config: Namespace) -> Namespace:
     """A copy for others to read: those options are left out, so that it can still be run."""
     shown = config.clone()
-    for key in [key for key, _ in shown.items() if key.rpartition(".")[2] in KEY_PATHS]:
+    for key in [key for key, _ in shown.items() if key.rpartition(".")[2] in PRIVATE]:
         del shown[key]
     return shown
 
