@@ -215,7 +215,7 @@ def drawn_of(world, record):
 class FollowedWorld:
     """The world as a follower has it; a new one reports the last epochs again, without their averages."""
 
-    def __init__(self, world, keep=100):
+    def __init__(self, world, keep=12):
         self.world, self.keep = world, keep
         self.down, self.num_peers = False, 3
         self.reported, self.recalled = len(world.followed), world.followed[-keep:]
