@@ -143,9 +143,18 @@ def test_the_data_is_not_there(config):
 
 
 @by_the_program
-def test_the_memory_does_not_suffice(config):
-    line = refusal(fit(config, PLAIN, "--model.vocab_size=1000000000000"))
-    assert line.startswith("out of memory (another 128000000000000 bytes did not fit): lower data.batch_size")
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--model.vocab_size=1000000000000"], "128000000000000 bytes"),  # when the model is built
+        (["--model.vocab_size=9000000", "--model.config.n_embd=2", "--model.config.n_head=1", "--data.rows=65536",
+          "--data.batch_size=65536"], "bytes"),  # in training
+    ],
+)  # fmt: skip
+def test_the_memory_does_not_suffice(config, options, wanted):
+    line = refusal(fit(config, PLAIN, *options))
+    assert line.startswith("out of memory (another ")
+    assert f"{wanted} did not fit): lower data.batch_size (the swarm's target_batch_size stays)" in line
 
 
 def test_the_disk_is_full_when_the_last_checkpoint_is_written(config, tmp_path):

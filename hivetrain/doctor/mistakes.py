@@ -51,7 +51,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # an error of torch's can only come from a torch that is loaded
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    text = str(error) if isinstance(error, RuntimeError) else ""
+    # A UserError too: the parser of the configuration hands on what a constructor ran into, as text.
+    text = str(error) if isinstance(error, RuntimeError | UserError) else ""
     return any(sign in text for sign in ("DefaultCPUAllocator", "CUDA out of memory", "Cannot allocate memory"))
 
 
