@@ -30,7 +30,7 @@ def wandb_logger(
         from wandb import Settings
     except ImportError as error:
         raise UserError("wandb is not installed: pip install 'hivetrain[wandb]', or choose another logger") from error
-    settings = Settings(x_disable_meta=True, x_disable_machine_info=True, disable_git=True, console="off")
+    settings = Settings(host="miner", x_disable_meta=True, x_disable_machine_info=True, disable_git=True, console="off")
     if offline:
         settings.mode = "offline"
     return WandbLogger(name=name, save_dir=save_dir, project=project, group=group, settings=settings)
