@@ -146,7 +146,8 @@ def fit(tmp_path, *callbacks):
     sink = CSVLogger(tmp_path, name="csv", version="0", flush_logs_every_n_steps=1)
     trainer = Trainer(
         accelerator="cpu", callbacks=list(callbacks), logger=sink, max_steps=5, log_every_n_steps=1,
-        enable_model_summary=False, enable_progress_bar=False, enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0,
+        enable_model_summary=False, enable_progress_bar=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(model(), datamodule=CountingData())
 
@@ -157,7 +158,7 @@ def test_a_fit_reports_joules_and_joules_per_million_tokens(machine, tmp_path, c
     with caplog.at_level(logging.INFO):
         fit(tmp_path, Burn(package), energy)
     tokens = 5 * 4 * 16
-    assert energy.total_joules == pytest.approx(10.0)
+    assert energy.energy_j == pytest.approx(10.0)
     assert energy.tokens == tokens
     assert energy.joules_per_million_tokens == pytest.approx(10.0 / tokens * 1e6)
     text = (tmp_path / "csv" / "0" / "metrics.csv").read_text()
@@ -174,7 +175,7 @@ def test_a_fit_without_counters_reports_nothing_instead_of_zero(machine, tmp_pat
     with caplog.at_level(logging.INFO):
         fit(tmp_path, energy)
     assert energy.joules == {}
-    assert energy.total_joules is None
+    assert energy.energy_j is None
     assert energy.joules_per_million_tokens is None
     assert "energy is not available" in caplog.text
     header = (tmp_path / "csv" / "0" / "metrics.csv").read_text().splitlines()[0]

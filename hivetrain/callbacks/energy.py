@@ -116,7 +116,7 @@ class EnergyUse(Callback):
         return self._meter.read() if self._meter is not None else {}
 
     @property
-    def total_joules(self) -> float | None:
+    def energy_j(self) -> float | None:
         """Joules of all components that can be told; None if not available."""
         joules = self.joules
         return sum(joules.values()) if joules else None
@@ -124,7 +124,7 @@ class EnergyUse(Callback):
     @property
     def joules_per_million_tokens(self) -> float | None:
         """By this miner's own tokens; None if not available or before the first."""
-        joules = self.total_joules
+        joules = self.energy_j
         return None if joules is None or not self.tokens else joules / self.tokens * 1e6
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -157,7 +157,7 @@ class EnergyUse(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what all of it took."""
         self._log(trainer)
-        joules, per_million = self.total_joules, self.joules_per_million_tokens
+        joules, per_million = self.energy_j, self.joules_per_million_tokens
         if joules is not None and per_million is not None:
             parts = ", ".join(f"{component} {value:.0f} J" for component, value in self.joules.items())
             logger.info("energy, self-reported: %s; %.0f J per million tokens", parts, per_million)
@@ -182,7 +182,7 @@ class EnergyUse(Callback):
             self._reader = None
 
     def _log(self, trainer: Trainer) -> None:
-        joules, per_million = self.total_joules, self.joules_per_million_tokens
+        joules, per_million = self.energy_j, self.joules_per_million_tokens
         if joules is None or per_million is None:
             return
         metrics = {"self_reported/joules": joules, "self_reported/joules_per_million_tokens": per_million}
