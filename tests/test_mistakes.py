@@ -23,6 +23,7 @@ from hivetrain.errors import UserError
 from hivetrain.swarm import start_dht, visible_maddrs
 
 ROOT = Path(__file__).parent.parent
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 NOBODY = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWERA6naQ3663hGS7FwyZyaNQkecVMeidTvQnG3ww1QGF1"
 EXPLAINS = "explain" in (ROOT / "hivetrain" / "cli.py").read_text()
 by_the_program = pytest.mark.skipif(not EXPLAINS, reason="the program does not ask hivetrain.doctor.mistakes yet")
@@ -63,7 +64,7 @@ def dht():
 
 def fit(config, *options, **popen):
     """One miner's program, to its end."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "miners" / "miner.py"), "-c", config, *options],
         env=environment | popen.pop("env", {}),
@@ -113,7 +114,7 @@ time.time = lambda: real() + 60
 
 def test_the_clock_is_off_by_a_minute(config, tmp_path, dht):
     (tmp_path / "sitecustomize.py").write_text(AHEAD)
-    path = os.pathsep.join([str(tmp_path), str(ROOT / "tests")])
+    path = os.pathsep.join([str(tmp_path), PATHS])
     peer = f"--trainer.strategy.initial_peers={visible_maddrs(dht)[0]}"
     line = refusal(fit(config, peer, env={"PYTHONPATH": path}))
     assert "local time must be within 3" in line
@@ -155,6 +156,22 @@ def test_the_memory_does_not_suffice(config, options, wanted):
     line = refusal(fit(config, PLAIN, *options))
     assert line.startswith("out of memory (another ")
     assert f"{wanted} did not fit): lower data.batch_size (the swarm's target_batch_size stays)" in line
+
+
+@by_the_program
+def test_the_model_is_not_the_runs(config, tmp_path):
+    endless = [sys.executable, str(ROOT / "miners" / "miner.py"), "-c", config, "--trainer.max_epochs=-1"]
+    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(endless, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        said = next(line for line in first.stderr if "reachable at" in line)
+        address = said.rpartition("reachable at ")[2].strip()
+        line = refusal(fit(config, f"--trainer.strategy.initial_peers={address}", "--model.config.n_layer=2"))
+    finally:
+        first.terminate()
+        first.communicate(timeout=30)
+    assert line.startswith("run 'hivetrain' has 1 peer(s) with other settings: model is ")
+    assert line.endswith("Use the run's settings or another run_id.")
 
 
 def test_the_disk_is_full_when_the_last_checkpoint_is_written(config, tmp_path):
