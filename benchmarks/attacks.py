@@ -28,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--tempo", type=int, default=20, help="rounds between two settings of weights")
-    parser.add_argument("--chains", type=int, default=100, help="simulated chains, each with draws of its own")
+    parser.add_argument("--chains", type=int, default=50, help="simulated chains, each with draws of its own")
     parser.add_argument("--trials", type=int, default=2000, help="of the detection statistics")
     args = parser.parse_args()
     torch.set_num_threads(1)

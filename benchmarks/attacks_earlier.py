@@ -19,7 +19,7 @@ GAIN_STEP = 0.02
 EVALUATED = 8
 TRAINED_SHARE = 0.19
 OTHER_BLOCKS = 300
-POOL = 20  # sequences of each kind, out of which the validators choose
+POOL = 12  # sequences of each kind, out of which the validators choose
 VALIDATORS = 4
 EMA = 0.1
 
@@ -70,13 +70,22 @@ class CosineOfParams(EarlierRule):
 
     name = "cosine of params"
 
+    def __init__(self) -> None:
+        self._epoch = -1
+
     def observe(self, submission: Submission, swarm: Swarm) -> float | None:
         if submission.claim.loss is None:
             return None
-        theta, replayed = swarm.theta, mean_gradient(submission.miner.own_work(swarm))
-        rate = RELATIVE_STEP * theta.norm() / replayed.norm()
-        ours, theirs = theta - rate * replayed, theta - rate * submission.claim.sent
-        return float(torch.cosine_similarity(ours, theirs, dim=0))
+        if swarm.epoch != self._epoch:
+            self._epoch, self._theta = swarm.epoch, swarm.theta
+            self._replayed: dict[int, tuple[Tensor, float]] = {}  # by slot: params after our update, length of a step
+        miner = submission.miner
+        if miner.slot not in self._replayed:
+            replayed = mean_gradient(miner.own_work(swarm))
+            rate = RELATIVE_STEP * float(self._theta.norm() / replayed.norm())
+            self._replayed[miner.slot] = self._theta - rate * replayed, rate
+        ours, rate = self._replayed[miner.slot]
+        return float(torch.cosine_similarity(ours, self._theta - rate * submission.claim.sent, dim=0))
 
     def scores(self, observed: Mapping[str, float | None]) -> dict[str, float]:
         return {hotkey: max(0.0, cosine or 0.0) for hotkey, cosine in observed.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from attacks_swarm import Microbatch, Position, Swarm
+from attacks_swarm import START, Microbatch, Position, Swarm
 from torch import Tensor
 
 from hivetrain.contribution.leaves import WorkLog
@@ -96,6 +96,7 @@ class Miner:
         self.random = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
         self.kept: list[Microbatch] = []
         self.first_sealed = b""
+        self.consumed = 0
 
     @property
     def address(self) -> str:
@@ -124,31 +125,27 @@ class Miner:
         return swarm.work(self.slot, swarm.epoch * count * swarm.economy.batch_size, count)
 
     def invented(self, swarm: Swarm) -> list[Microbatch]:
-        """Random sketches of plausible length at the right places of the data."""
-        own = self.own_places(swarm)
-        length = float(swarm.microbatch(0, swarm.epoch * swarm.economy.samples).sketch.norm())
-        return [self._random_microbatch(swarm, position, consumed, length) for position, consumed in own]
+        """Random sketches of plausible length at the right places of the data, and one random gradient."""
+        seen = swarm.microbatch(0, swarm.epoch * swarm.economy.samples)
+        gradient = self._random_like(seen.gradient)
+        return [
+            Microbatch(position, consumed, usual_loss(swarm), gradient, self._random_like(seen.sketch))
+            for position, consumed in self.own_places(swarm)
+        ]
 
     def own_places(self, swarm: Swarm) -> list[tuple[Position, int]]:
         """Where this round's microbatches of the own slot lie."""
-        economy = swarm.economy
-        begin = swarm.epoch * economy.samples
-        found = []
-        for number in range(economy.microbatches):
-            consumed = begin + number * economy.batch_size
-            found.append((Position(*swarm.reader.position_at(self.slot, (0, 0, 0, 0), consumed)), consumed))
-        return found
+        return self.places(swarm, swarm.epoch * swarm.economy.samples, swarm.economy.microbatches)
 
-    def _random_microbatch(self, swarm: Swarm, position: Position, consumed: int, length: float) -> Microbatch:
-        sketch = torch.randn(256, generator=self.random)
-        gradient = torch.randn(swarm.theta.numel(), generator=self.random)
-        return Microbatch(
-            position,
-            consumed,
-            usual_loss(swarm),
-            gradient * (length / gradient.norm()),
-            sketch * (length / sketch.norm()),
-        )
+    def places(self, swarm: Swarm, consumed: int, microbatches: int) -> list[tuple[Position, int]]:
+        """Where so many microbatches of the own slot lie: position, and blocks of the stream before it."""
+        starts = range(consumed, consumed + microbatches * swarm.economy.batch_size, swarm.economy.batch_size)
+        return [(Position(*swarm.reader.position_at(self.slot, START, start)), start) for start in starts]
+
+    def _random_like(self, vector: Tensor) -> Tensor:
+        """Of the same length in some direction."""
+        drawn = torch.randn(vector.shape, generator=self.random)
+        return drawn * (vector.norm() / drawn.norm())
 
 
 def mean_gradient(done: Sequence[Microbatch]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from attacks_earlier import earlier_rules
 from attacks_miners import Miner, Strategy, Submission
 from attacks_swarm import Economy, Swarm
-from attacks_validator import Admitted, Validator, pay
+from attacks_validator import Admitted, Validator, averages_by_tempo, pay
 
 from hivetrain.contribution.audit import SUM_TOLERANCES, Verdict, check_sum
 from hivetrain.scoring import Judged
@@ -28,6 +28,7 @@ class Attack:
         strategy: of each of its hotkeys.
         hotkeys: how many.
         machines: on how many machines they run; pay is per machine.
+        bound: most that it may earn, in units of an honest miner's pay.
         proven: whether our rule claims to stop it.
     """
 
@@ -35,17 +36,14 @@ class Attack:
     strategy: Strategy
     hotkeys: int = 1
     machines: int = 1
+    bound: float = BOUND
     proven: bool = True
-
-    @property
-    def bound(self) -> float:
-        """Most that it may earn, as a share of an honest miner's pay."""
-        return 1.0 + BOUND if self.strategy is does.split else BOUND
 
 
 def attacks(economy: Economy) -> list[Attack]:
     """All of them."""
     majority = economy.honest + 1
+    honest_share = 1 - does.HIT_ROUNDS / economy.tempo_rounds
     return [
         Attack("free rider: random sketches", does.free_rider),
         Attack("lazy: one sequence claimed as all", does.lazy),
@@ -57,14 +55,17 @@ def attacks(economy: Economy) -> list[Attack]:
         Attack("replayed: the same data every round", does.same_data),
         Attack("wrong data: the easiest of others' units", does.easy_data),
         Attack("over-claim of samples, x10", does.over_claim),
-        Attack("over-claim, the most a record can hold", does.largest_claim),
         Attack("over-claim of samples, x10^9", does.billionfold_claim),
+        Attack("hit and run: made up in 3 rounds a tempo", does.hit_and_run),
+        Attack("hit and run: one over-claim a tempo", does.huge_hit_and_run),
+        Attack("honest, but 3 rounds a tempo made up", does.honest_but_few, bound=honest_share),
+        Attack("honest, but one over-claim a tempo", does.honest_but_once, bound=1 + BOUND),
         Attack("norm inflation x100", does.inflated),
         Attack("sign flip", does.flipped),
         Attack("no reveal", does.no_reveal),
         Attack("late commit", does.late),
         Attack("unknown precision", does.unknown_precision),
-        Attack("sybil split: one machine, 3 hotkeys", does.split, hotkeys=3),
+        Attack("sybil split: one machine, 3 hotkeys", does.split, hotkeys=3, bound=1 + BOUND),
         Attack("colluding false reporters (51 %), each", does.false_reporter, hotkeys=majority, machines=majority),
         Attack("idle attendant", does.idle),
         Attack("malformed record", does.malformed),
@@ -123,16 +124,15 @@ class Simulation:
             self._round()
         findings = Findings(self.economy, audits=self._validator.audits, losses=(begin, self._swarm.held_out_loss()))
         findings.honest_verdicts = self._count(self._honest)
+        ours = self._relative_pay(self.economy.tempo_rounds)
         for attack, group in zip(self.attacks, self._groups, strict=True):
-            ours = self._relative_pay(attack, group, self.economy.tempo_rounds)
-            findings.relative_pay[attack.name] = {OURS: ours} | {
+            findings.relative_pay[attack.name] = {OURS: ours[attack.name]} | {
                 rule.name: _ratio(*self._earlier[rule.name, attack.name]) for rule in self._rules
             }
             findings.verdicts[attack.name] = self._count(group)
             checked = self._sums[attack.name]
             findings.flagged[attack.name] = sum(checked) / len(checked) if checked else None
-            for tempo in tempos:
-                findings.by_tempo.setdefault(tempo, {})[attack.name] = self._relative_pay(attack, group, tempo)
+        findings.by_tempo = {tempo: self._relative_pay(tempo) for tempo in tempos}
         return findings
 
     def _round(self) -> None:
@@ -144,7 +144,8 @@ class Simulation:
         for hotkey, each in admitted.items():
             of_chain = self._judged.setdefault(hotkey, [[] for _ in self._chains])
             for judged, chain in zip(of_chain, self._chains, strict=True):
-                judged.append(self._validator.judge(each, chain))
+                if each is not None:
+                    judged.append(self._validator.judge(each, chain))
         self._pay_as_earlier(came)
         for attack, group in zip(self.attacks, self._groups, strict=True):
             self._check_sum(attack, [admitted[miner.address] for miner in (*self._honest, *group)])
@@ -159,27 +160,30 @@ class Simulation:
                 earned[0] += sum(shares[miner.address] for miner in group) / attack.machines
                 earned[1] += sum(shares[miner.address] for miner in self._honest) / len(self._honest)
 
-    def _check_sum(self, attack: Attack, round_: Sequence[Admitted]) -> None:
-        """Compares what the all-reduce would give with what the records say; impossible if a record is none."""
-        if any(each.record is None for each in round_):
+    def _check_sum(self, attack: Attack, round_: Sequence[Admitted | None]) -> None:
+        """Compares what the all-reduce would give with what the records say; impossible if a record is missing."""
+        known = [(each.submission, each.record) for each in round_ if each is not None and each.record is not None]
+        if len(known) < len(round_):
             return
-        weights = [float(min(each.submission.offered, self.economy.max_samples)) for each in round_]
-        sent = torch.stack([each.submission.claim.sent for each in round_])
+        weights = [float(min(submission.offered, self.economy.max_samples)) for submission, _ in known]
+        sent = torch.stack([submission.claim.sent for submission, _ in known])
         average = (torch.tensor(weights) @ sent) / sum(weights)
-        members = [(weight, each.record) for weight, each in zip(weights, round_, strict=True) if each.record]
+        members = [(weight, record) for weight, (_, record) in zip(weights, known, strict=True)]
         error = check_sum(self._swarm.sketcher.sketch_flat(average), members)
         self._sums[attack.name].append(error > SUM_TOLERANCES["none"])
 
-    def _relative_pay(self, attack: Attack, group: Sequence[Miner], tempo_rounds: int) -> float:
-        """Expected pay of the attack over that of an honest miner, over all chains."""
-        hotkeys = [miner.address for miner in (*self._honest, *group)]
-        theirs = ours = 0.0
+    def _relative_pay(self, tempo_rounds: int) -> dict[str, float]:
+        """Expected pay of each attack over that of an honest miner beside it, over all chains."""
+        hotkeys, rounds = list(self._judged), self.economy.rounds
+        earned = {attack.name: [0.0, 0.0] for attack in self.attacks}
         for chain in range(len(self._chains)):
-            judged = [each for hotkey in hotkeys for each in self._judged[hotkey][chain]]
-            paid = pay(judged, hotkeys, tempo_rounds, self.economy.rounds)
-            theirs += sum(paid[miner.address] for miner in group) / attack.machines
-            ours += sum(paid[miner.address] for miner in self._honest) / len(self._honest)
-        return _ratio(theirs, ours)
+            judged = [each for of_chain in self._judged.values() for each in of_chain[chain]]
+            averages = averages_by_tempo(judged, hotkeys, tempo_rounds, rounds)
+            for attack, group in zip(self.attacks, self._groups, strict=True):
+                paid = pay(averages, [miner.address for miner in (*self._honest, *group)])
+                earned[attack.name][0] += sum(paid[miner.address] for miner in group) / attack.machines
+                earned[attack.name][1] += sum(paid[miner.address] for miner in self._honest) / len(self._honest)
+        return {name: _ratio(*each) for name, each in earned.items()}
 
     def _count(self, group: Sequence[Miner]) -> dict[Verdict, int]:
         found: dict[Verdict, int] = {}

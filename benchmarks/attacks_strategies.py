@@ -10,14 +10,16 @@ from dataclasses import replace
 import msgpack
 import torch
 from attacks_miners import EXPIRES, Claim, Miner, mean_gradient, mean_loss, usual_loss
-from attacks_swarm import Microbatch, Position, Swarm
+from attacks_swarm import START, Microbatch, Position, Swarm
 
 from hivetrain.contribution.envelope import seal_envelope
 from hivetrain.contribution.record import MAX_RECORD_BYTES, Contribution
 from hivetrain.contribution.sketch import sketch_bytes, sketch_vector
+from hivetrain.validator.config import ScoringOptions
 
 HUGE_BYTES = 1_000_000
 FALSE_LOSS = 9.9
+HIT_ROUNDS = 3  # what goes unseen, n * 0.75^n rounds, is most for 3 and 4
 
 
 def honest(miner: Miner, swarm: Swarm) -> Claim:
@@ -35,7 +37,7 @@ def free_rider(miner: Miner, swarm: Swarm) -> Claim:
 def lazy(miner: Miner, swarm: Swarm) -> Claim:
     """Computes one sequence and claims all."""
     places = miner.own_places(swarm)
-    batch, _ = swarm.reader.batch(miner.slot, (0, 0, 0, 0), places[0][1], 1)
+    batch, _ = swarm.reader.batch(miner.slot, START, places[0][1], 1)
     loss, gradient = swarm.gradient(batch)
     sketch = swarm.sketcher.sketch_flat(gradient)
     return Claim([Microbatch(*place, loss, gradient, sketch) for place in places], gradient, loss)
@@ -45,7 +47,7 @@ def lazy_sequence(miner: Miner, swarm: Swarm) -> Claim:
     """Computes the first sequence of each microbatch and lets it stand for the whole microbatch."""
     done = []
     for position, consumed in miner.own_places(swarm):
-        batch, _ = swarm.reader.batch(miner.slot, (0, 0, 0, 0), consumed, 1)
+        batch, _ = swarm.reader.batch(miner.slot, START, consumed, 1)
         loss, gradient = swarm.gradient(batch)
         done.append(Microbatch(position, consumed, loss, gradient, swarm.sketcher.sketch_flat(gradient)))
     return Claim(done, mean_gradient(done), mean_loss(done))
@@ -55,7 +57,7 @@ def stale(miner: Miner, swarm: Swarm) -> Claim:
     """Computes its data on the params of the round before."""
     done = []
     for position, consumed in miner.own_places(swarm):
-        batch, _ = swarm.reader.batch(miner.slot, (0, 0, 0, 0), consumed, swarm.economy.batch_size)
+        batch, _ = swarm.reader.batch(miner.slot, START, consumed, swarm.economy.batch_size)
         loss, gradient = swarm.stale_gradient(batch)
         done.append(Microbatch(position, consumed, loss, gradient, swarm.sketcher.sketch_flat(gradient)))
     return Claim(done, mean_gradient(done), mean_loss(done))
@@ -95,27 +97,14 @@ def easy_data(miner: Miner, swarm: Swarm) -> Claim:
     return Claim(done, found.gradient, found.loss)
 
 
-def over_claim(miner: Miner, swarm: Swarm, times: int = 10) -> Claim:
-    """Computes its share and claims ``times`` as much: the leaves again and again, at the places that would follow."""
-    size, begin = swarm.economy.batch_size, swarm.epoch * times * swarm.economy.samples
-    done = swarm.work(miner.slot, begin, swarm.economy.microbatches)
-    places = []
-    for number in range(times * len(done)):
-        consumed = begin + number * size
-        places.append((Position(*swarm.reader.position_at(miner.slot, (0, 0, 0, 0), consumed)), consumed))
-    claimed = _at(places, done * times)
-    return Claim(claimed, mean_gradient(done), mean_loss(done))
+def over_claim(miner: Miner, swarm: Swarm) -> Claim:
+    """Computes its share and claims ten times as much."""
+    return _repeated(miner, swarm, times=10)
 
 
 def largest_claim(miner: Miner, swarm: Swarm) -> Claim:
-    """Claims as many samples as a record can hold, 4.3e9."""
-    done = miner.own_work(swarm)
-
-    def change(record: Contribution) -> Contribution:
-        last = replace(record.first, block=record.first.block + 1)  # so that the next record lies behind it
-        return replace(record, microbatches=65536, batch_size=65536, samples=2**32, span=2**32, last=last)
-
-    return Claim(done, mean_gradient(done), mean_loss(done), change)
+    """The same with as many samples as validators let in."""
+    return _repeated(miner, swarm, times=_most_times(swarm))
 
 
 def billionfold_claim(miner: Miner, swarm: Swarm) -> Claim:
@@ -138,6 +127,32 @@ def inflated(miner: Miner, swarm: Swarm) -> Claim:
 def flipped(miner: Miner, swarm: Swarm) -> Claim:
     """Sends its gradient with the opposite sign, and commits to the sketch of that."""
     return _scaled(miner, swarm, -1.0)
+
+
+def hit_and_run(miner: Miner, swarm: Swarm) -> Claim:
+    """Computes nothing; takes part in few rounds of each tempo, so that it is seldom drawn."""
+    return free_rider(miner, swarm) if swarm.epoch % swarm.economy.tempo_rounds < HIT_ROUNDS else away(swarm)
+
+
+def huge_hit_and_run(miner: Miner, swarm: Swarm) -> Claim:
+    """Claims as much as validators let in, once in each tempo, and stays away otherwise."""
+    return away(swarm) if swarm.epoch % swarm.economy.tempo_rounds else largest_claim(miner, swarm)
+
+
+def honest_but_few(miner: Miner, swarm: Swarm) -> Claim:
+    """Works honestly, and computes nothing in few rounds of each tempo."""
+    return (free_rider if swarm.epoch % swarm.economy.tempo_rounds < HIT_ROUNDS else honest)(miner, swarm)
+
+
+def honest_but_once(miner: Miner, swarm: Swarm) -> Claim:
+    """Works honestly, and claims as much as validators let in at the end of each tempo."""
+    tempo = swarm.economy.tempo_rounds
+    return _repeated(miner, swarm, times=1 if (swarm.epoch + 1) % tempo else _most_times(swarm))
+
+
+def away(swarm: Swarm) -> Claim:
+    """Not there."""
+    return Claim([], torch.zeros_like(swarm.theta), None)
 
 
 def no_reveal(miner: Miner, swarm: Swarm) -> Claim:
@@ -204,6 +219,19 @@ def false_total(miner: Miner, swarm: Swarm) -> Claim:
         return replace(record, total=sketch_bytes(100.0 * sketch_vector(record.total)))
 
     return replace(claim, sent=100.0 * claim.sent, change=change)
+
+
+def _repeated(miner: Miner, swarm: Swarm, times: int) -> Claim:
+    """Computes its share and claims it so many times, the copies at the places that follow; goes on behind them."""
+    economy = swarm.economy
+    done = swarm.work(miner.slot, miner.consumed, economy.microbatches)
+    places = miner.places(swarm, miner.consumed, times * len(done))
+    miner.consumed += times * economy.samples
+    return Claim(_at(places, done * times), mean_gradient(done), mean_loss(done))
+
+
+def _most_times(swarm: Swarm) -> int:
+    return ScoringOptions().most_targets * swarm.economy.target_batch_size // swarm.economy.samples
 
 
 def _at(places: Sequence[tuple[Position, int]], done: Sequence[Microbatch]) -> list[Microbatch]:

@@ -38,7 +38,6 @@ class Economy:
         width: of the model.
         learning_rate: its peak.
         blocks_per_round: blocks of the chain from one commitment to the next.
-        max_samples: cap on one peer's samples, as the swarm's default has it: a quarter of the global batch.
         seed: of params and of everything that the attackers invent.
         rules: of the audits.
     """
@@ -63,9 +62,14 @@ class Economy:
         return self.microbatches * self.batch_size
 
     @property
+    def target_batch_size(self) -> int:
+        """Blocks in a global batch."""
+        return self.honest * self.samples
+
+    @property
     def max_samples(self) -> int:
-        """Cap on one peer's samples: by default the swarm's is a quarter of the global batch."""
-        return self.honest * self.samples // 4
+        """What one peer counts for at most in an average: by default a quarter of the global batch."""
+        return self.target_batch_size // 4
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ each leaf is replayed once and many chains' draws share it.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from attacks_miners import Submission
@@ -17,7 +17,6 @@ from hivetrain.contribution.beacon import beacon_block, draw
 from hivetrain.contribution.record import (
     Contribution,
     Position,
-    RecordError,
     commitment,
     open_contribution,
     open_reveal,
@@ -25,6 +24,9 @@ from hivetrain.contribution.record import (
 from hivetrain.contribution.replay import Replayed, Replayer
 from hivetrain.data.errors import DataError
 from hivetrain.scoring import Judged, tempo_scores, update_averages, weights
+from hivetrain.validator.config import ReplayOptions, ScoringOptions
+from hivetrain.validator.intake import Admission, Sighting, check_positions, match
+from hivetrain.validator.state import OpenRecord, Round
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ class Validator:
     def __init__(self, swarm: Swarm) -> None:
         self._swarm = swarm
         self._replayer = OneReplayEach(swarm.model, swarm.params, swarm.reader)
-        self._last: dict[str, Position] = {}
+        economy = swarm.economy
+        most_samples = ScoringOptions().most_targets * economy.target_batch_size
+        slots, most_rows = swarm.data.assignment.n_slots, ReplayOptions().most_rows
+        self._admission = Admission(economy.run_id, economy.rules, slots, most_samples, most_rows)
+        self._used_until: dict[str, Position] = {}
         self._audited: dict[tuple[str, tuple[int, ...]], Verdict] = {}
         self.audits = 0
 
@@ -72,24 +78,28 @@ class Validator:
         self._replayer.known.clear()
         self._audited.clear()
 
-    def admit(self, submission: Submission) -> Admitted:
-        """Everything that needs no beacon."""
-        swarm, hotkey = self._swarm, submission.miner.address
-        try:
-            record = open_contribution(submission.sealed)
-        except RecordError:
-            return Admitted(submission, None, Verdict.INVALID)
-        of_this_round = (swarm.economy.run_id, hotkey, swarm.epoch, swarm.digest, swarm.economy.rules.fingerprint)
-        if of_this_round != (record.run_id, record.hotkey, record.swarm_epoch, record.params_digest, record.rules):
-            return Admitted(submission, None, Verdict.INVALID)
-        if submission.seen_block >= beacon_block(record, swarm.economy.rules):
-            return Admitted(submission, record, Verdict.LATE)
-        if hotkey in self._last and record.first <= self._last[hotkey]:
-            return Admitted(submission, record, Verdict.INVALID)
-        if (record.peer_id, record.samples) != (submission.miner.peer_id, submission.offered):
-            return Admitted(submission, record, Verdict.NOT_EXCHANGED)
-        self._last[hotkey] = record.last
-        return Admitted(submission, record, None)
+    def admit(self, submission: Submission) -> Admitted | None:
+        """Everything that needs no beacon; None if nothing was published."""
+        if not submission.sealed:
+            return None
+        swarm, miner = self._swarm, submission.miner
+        sighting = Sighting(submission.sealed, miner.address, miner.slot, swarm.epoch, submission.seen_block)
+        seen = self._admission.look(sighting, lambda epoch, block: True)
+        record = None if seen.verdict is Verdict.INVALID else open_contribution(submission.sealed)
+        if record is None or seen.verdict is not None:
+            return Admitted(submission, record, seen.verdict)
+        weight = float(min(submission.offered, swarm.economy.max_samples))
+        member = miner.peer_id, submission.offered, weight, commitment(submission.sealed)
+        waiting = OpenRecord(
+            seen.commitment, submission.sealed, miner.slot, seen.beacon, seen.due, False, None, None, False, False
+        )
+        objection = match(waiting, Round(swarm.epoch, swarm.digest, (member,))) or check_positions(
+            record, self._used_until.get(miner.address), None, None
+        )
+        if objection is None:
+            last = record.last
+            self._used_until[miner.address] = replace(last, block=last.block + record.batch_size - 1)
+        return Admitted(submission, record, None if objection is None else objection.verdict)
 
     def judge(self, admitted: Admitted, chain: str) -> Judged:
         """The verdict on one chain."""
@@ -123,15 +133,23 @@ def block_hash(chain: str, block: int) -> str:
     return hashlib.sha256(f"{chain} {block}".encode()).hexdigest()
 
 
-def pay(judged: Iterable[Judged], hotkeys: Sequence[str], tempo_rounds: int, rounds: int) -> dict[str, float]:
-    """Sum of the weights that each hotkey gets over all tempos of a run."""
+def averages_by_tempo(
+    judged: Iterable[Judged], hotkeys: Sequence[str], tempo_rounds: int, rounds: int
+) -> list[dict[str, float]]:
+    """The moving averages after each tempo of a run."""
     by_tempo: dict[int, list[Judged]] = {}
     for each in judged:
         by_tempo.setdefault(each.swarm_epoch // tempo_rounds, []).append(each)
-    averages: Mapping[str, float] = {}
-    total = dict.fromkeys(hotkeys, 0.0)
+    found: list[dict[str, float]] = [{}]
     for tempo in range(-(-rounds // tempo_rounds)):
-        averages = update_averages(averages, tempo_scores(by_tempo.get(tempo, [])), hotkeys)
-        for hotkey, weight in weights(averages).items():
+        found.append(update_averages(found[-1], tempo_scores(by_tempo.get(tempo, [])), hotkeys))
+    return found[1:]
+
+
+def pay(averages: Sequence[Mapping[str, float]], hotkeys: Collection[str]) -> dict[str, float]:
+    """Sum over the tempos of the weights that each hotkey gets if these are all there are."""
+    total = dict.fromkeys(hotkeys, 0.0)
+    for tempo in averages:
+        for hotkey, weight in weights({hotkey: tempo[hotkey] for hotkey in hotkeys if hotkey in tempo}).items():
             total[hotkey] += weight
     return total
