@@ -61,7 +61,7 @@ class Judge:
                 around = self._state.used_around(work.hotkey, work.swarm_epoch)
                 objection = match(record, ended) or check_positions(work, *around)
                 if objection is None:
-                    self._state.set_exchanged(record)
+                    self._state.set_exchanged(record, ended.weight_of(work.peer_id))
                 else:
                     self.decide(record, objection)
 
@@ -134,6 +134,9 @@ class Judge:
             return Audit(Verdict.UNJUDGED, reason)
         try:
             return self._auditor.audit(record, params)
-        except (DataError, torch.OutOfMemoryError) as error:
-            logger.warning("cannot audit %s in swarm epoch %d: %s", work.hotkey, work.swarm_epoch, error)
+        except Exception as error:  # one record may not hold up the pay of all others
+            known = isinstance(error, (DataError, torch.OutOfMemoryError))
+            logger.warning(
+                "cannot audit %s in swarm epoch %d: %s", work.hotkey, work.swarm_epoch, error, exc_info=not known
+            )
             return Audit(Verdict.UNJUDGED, f"This validator could not replay it: {error}") if final else None

@@ -85,6 +85,10 @@ class Round:
     digest: str
     members: tuple[tuple[str, int, float, bytes], ...] | None
 
+    def weight_of(self, peer_id: str) -> float:
+        """What a member's samples counted for in the average; 0 for somebody else."""
+        return next((weight for peer, _, weight, _ in self.members or () if peer == peer_id), 0.0)
+
 
 class State:
     """Reads and writes a validator's state; writes belong inside ``transaction()``.
@@ -104,15 +108,17 @@ class State:
             UserError: the file belongs to another run or validator, or cannot be used.
         """
         self.database.open()
-        with self.transaction():
-            for name, value in facts.items():
-                found = self.fact(name)
-                if found not in (None, value):
-                    self.database.close()
-                    raise UserError(
-                        f"the state file {self.database.path} is of {name} {found}, not {value}: choose another path"
-                    )
-                self.set_fact(name, value)
+        try:
+            with self.transaction():
+                for name, value in facts.items():
+                    found = self.fact(name)
+                    if found not in (None, value):
+                        path = self.database.path
+                        raise UserError(f"the state file {path} is of {name} {found}, not {value}: choose another path")
+                    self.set_fact(name, value)
+        except BaseException:
+            self.database.close()
+            raise
 
     def close(self) -> None:
         self.database.close()
@@ -239,10 +245,13 @@ class State:
         column = "looked_after" if after else "looked_in"
         self.database.write(f"UPDATE records SET {column} = 1 WHERE commitment = ?", commitment)
 
-    def set_exchanged(self, record: OpenRecord) -> None:
-        """A committed round has this record, and its data count as used."""
+    def set_exchanged(self, record: OpenRecord, weight: float) -> None:
+        """A committed round has this record, and its data count as used. No more is paid than moved the average."""
         work = record.contribution
-        self.database.write("UPDATE records SET exchanged = 1 WHERE commitment = ?", record.commitment)
+        self.database.write(
+            "UPDATE records SET exchanged = 1, samples = min(samples, ?) WHERE commitment = ?",
+            int(weight), record.commitment,
+        )  # fmt: skip
         # The end of the last microbatch, as far as it lies in the same unit.
         last = (*_place(work.last)[:3], work.last.block + work.batch_size - 1)
         self.database.write(

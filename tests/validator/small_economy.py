@@ -32,7 +32,7 @@ from hivetrain.validator.state import State
 from hivetrain.validator.validator import Validator
 
 RUN, BATCH, TEMPO = "run", 4, 12
-AUDITS = AuditRules(probability=0.6, leaves=1, beacon_lag=2, reveal_blocks=4)
+AUDITS = AuditRules(probability=0.85, leaves=1, beacon_lag=2, reveal_blocks=4)
 START = (0, 0, 0, 0)
 FAR = 4e9  # an expiration
 T = 10.0
