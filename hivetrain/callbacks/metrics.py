@@ -4,7 +4,6 @@ Surprising fact: the training thread only counts tokens and keeps the last loss;
 and callbacks on the server's thread, and only when somebody asks.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from hivetrain.callbacks.energy import EnergyUse
 from hivetrain.callbacks.swarm_view import swarm_epoch, swarm_of
 from hivetrain.metrics import MetricsServer, MinerMetrics, MinerState, new_registry
-
-logger = logging.getLogger(__name__)
 
 _WINDOW = 64  # microbatches
 _FATES = ("contributed", "dropped", "skipped")
@@ -58,7 +55,6 @@ class SwarmMetrics(Callback):
         registry = new_registry("miner")
         MinerMetrics(registry, lambda: self.state(trainer))
         self._server = MetricsServer(self.port, self.host, registry).start()
-        logger.info("metrics are at %s", self._server.url)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

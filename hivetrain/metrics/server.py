@@ -4,6 +4,7 @@ Surprising fact: what a program exposes is computed when somebody asks for it, o
 pays nothing for metrics that nobody reads.
 """
 
+import logging
 import os
 import platform
 import socket
@@ -16,6 +17,8 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Info, ProcessCollector, start_http_server
 
 from hivetrain.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CLOSE_S = 2.0
 REQUEST_S = 10.0
@@ -81,6 +84,7 @@ class MetricsServer:
         handler: Any = server.RequestHandlerClass
         server.RequestHandlerClass = type("Handler", (handler,), {"timeout": REQUEST_S})
         self._server, self._thread = server, thread
+        logger.info("metrics are at %s", self.url)
         return self
 
     def close(self) -> None:
