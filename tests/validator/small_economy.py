@@ -102,10 +102,10 @@ class World:
             self.replays[self.epoch, slot, place] = Replayed(loss, sketch, place, "32-true")
         return self.gradients[key]
 
-    def finish_epoch(self, *miners, average=None, followed=True):
+    def finish_epoch(self, *miners, average=None, followed=True, cap=10**6):
         """The miners' gradients make an update, and a new epoch begins."""
         total = sum(miner.samples for miner in miners)
-        members = tuple(Member(m.peer_id, m.samples, float(m.samples), m.commitment) for m in miners)
+        members = tuple(Member(m.peer_id, m.samples, float(min(m.samples, cap)), m.commitment) for m in miners)
         if average is None:
             average = sum(BATCH * flat for miner in miners for flat in miner.sent) / total
         update = Update(self.epoch, members, average) if followed else None

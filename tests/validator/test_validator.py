@@ -235,6 +235,19 @@ def test_samples_and_peer_must_be_those_of_the_round(world, station):
     assert station.verdicts(honest)[0] in (Verdict.PASSED, Verdict.NOT_DRAWN)
 
 
+def test_no_more_is_paid_than_moved_the_average(world, station):
+    small, large = Miner(world, "small"), Miner(world, "large")
+    while world.block <= END:
+        for miner, microbatches in ((small, 2), (large, 6)):
+            miner.contribute(microbatches)
+        station.round()
+        world.finish_epoch(small, large, cap=16)
+        world.advance()
+        station.round()
+    weights = station.on_chain()
+    assert weights[large.address] == pytest.approx(2 * weights[small.address], rel=1e-3)
+
+
 def test_of_a_retried_round_the_record_counts_that_it_committed_to(world, station):
     miner = Miner(world, "miner")
     first = miner.contribute(1)
@@ -402,6 +415,23 @@ def test_data_that_cannot_be_read_are_tried_again_until_the_tempo_ends(world, st
         station.round()
     assert Verdict.UNJUDGED in station.verdicts(miner).values()
     assert station.on_chain() == {miner.address: 1}
+
+
+def test_a_record_that_breaks_the_replay_holds_up_nobody_else(world, station, monkeypatch):
+    victim, poison = Miner(world, "victim"), Miner(world, "poison")
+    replay = station.auditor._replayer.replay
+
+    def breaks(seed, slot, contribution, offset):
+        if slot == poison.slot:
+            raise RuntimeError("a kernel of the device failed")
+        return replay(seed, slot, contribution, offset)
+
+    monkeypatch.setattr(station.auditor._replayer, "replay", breaks)
+    while world.block <= END:
+        epoch_of(world, victim, poison, stations=[station])
+    assert Verdict.PASSED in station.verdicts(victim).values()
+    assert Verdict.UNJUDGED in station.verdicts(poison).values()
+    assert station.on_chain()[victim.address] > 2 * station.on_chain().get(poison.address, 0)
 
 
 # Sums
