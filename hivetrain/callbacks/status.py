@@ -32,7 +32,7 @@ class SwarmStatus(Callback):
     """Publishes this miner's status record, for ``hivetrain dashboard`` and others who watch.
 
     Nothing in it is secret and nothing is decided by it. It names the hotkey if a ``ContributionPublisher`` is among
-    the callbacks, and the energy used if some callback has an attribute ``energy_j``.
+    the callbacks, and the energy used if an ``EnergyUse`` is.
 
     Args:
         every_s: seconds between two records at most; each swarm epoch has one besides, but no two within a second.
@@ -210,7 +210,7 @@ def _hotkey(trainer: Trainer) -> str | None:
 
 def _energy(trainer: Trainer) -> float | None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        joules = getattr(callback, "energy_j", None)
+        joules = getattr(callback, "total_joules", None)
         if joules is not None:
             return float(joules)
     return None

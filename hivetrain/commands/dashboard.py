@@ -33,18 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval", type=float, default=2.0, metavar="S", help="seconds between two readings (default: %(default)s)"
     )
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics here (default: not)")
+    parser.add_argument(
+        "--metrics-host", default="127.0.0.1", metavar="HOST", help="interface for them (default: %(default)s)"
+    )
     parser.add_argument("--address-file", metavar="FILE", help="write the page's URL here once the server listens")
 
 
 def run(args: argparse.Namespace) -> int:
-    import logging
-
     from hivetrain.dashboard.server import Options, serve
     from hivetrain.errors import UserError
 
     if not 0.2 <= args.interval <= 3600:
         raise UserError("--interval must be between 0.2 and 3600 seconds")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     return serve(
         Options(
             run_id=args.run_id,
@@ -55,5 +56,7 @@ def run(args: argparse.Namespace) -> int:
             db=args.db,
             address_file=args.address_file,
             interval_s=args.interval,
+            metrics_port=args.metrics_port,
+            metrics_host=args.metrics_host,
         )
     )

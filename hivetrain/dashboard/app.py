@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hivetrain.metrics import CountedRequests, DashboardMetrics
 from hivetrain.monitor.feed import Feed
 from hivetrain.monitor.history import History
 
@@ -36,7 +37,7 @@ _HEARTBEAT_S = 10.0
 _POLL_S = 0.25
 
 
-def create_app(feed: Feed, history: History, closing: threading.Event) -> FastAPI:
+def create_app(feed: Feed, history: History, closing: threading.Event, metrics: DashboardMetrics) -> FastAPI:
     """The application.
 
     ``GET /api/state`` answers the whole picture with the latest epochs and events; ``GET /api/series?points=N`` the
@@ -47,9 +48,11 @@ def create_app(feed: Feed, history: History, closing: threading.Event) -> FastAP
         feed: the picture.
         history: the past.
         closing: set when the program ends: streams end with it.
+        metrics: told of each request.
     """
     app = FastAPI(title="hivetrain dashboard", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_SafeHeaders)
+    app.add_middleware(CountedRequests, histogram=metrics.requests)
     streams: set[object] = set()
 
     @app.get("/")
@@ -81,8 +84,16 @@ def create_app(feed: Feed, history: History, closing: threading.Event) -> FastAP
             return JSONResponse({"reason": f"{MAX_STREAMS} pages are open already"}, status_code=503)
         token = object()
         streams.add(token)
-        events = _with_end(_events(feed, since, closing), lambda: streams.discard(token))
-        return StreamingResponse(events, media_type="text/event-stream")
+
+        async def told() -> AsyncIterator[str]:
+            try:
+                with metrics.viewer():
+                    async for event in _events(feed, since, closing):
+                        yield event
+            finally:
+                streams.discard(token)
+
+        return StreamingResponse(told(), media_type="text/event-stream")
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
@@ -125,14 +136,6 @@ def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
 def _event(kind: str, identity: str, data: dict[str, Any]) -> str:
     head = f"id: {identity}\n" if identity else ""
     return f"event: {kind}\n{head}data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
-
-
-async def _with_end(events: AsyncIterator[str], end: Any) -> AsyncIterator[str]:
-    try:
-        async for event in events:
-            yield event
-    finally:
-        end()
 
 
 class _SafeHeaders:

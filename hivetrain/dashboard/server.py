@@ -10,17 +10,19 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from urllib.parse import quote
 
 import uvicorn
+from fastapi import FastAPI
 
 from hivetrain.chain.address import open_chain
 from hivetrain.dashboard.app import MAX_STREAMS, create_app
 from hivetrain.errors import UserError
+from hivetrain.metrics import DashboardMetrics, MetricsServer, new_registry
 from hivetrain.monitor.collector import Collector
 from hivetrain.monitor.feed import Feed
 from hivetrain.monitor.history import History
@@ -46,6 +48,8 @@ class Options:
         db: file of the history; None: one for each run under ``STATE_DIR``; ``:memory:``: none.
         address_file: file that gets the URL once the server listens; removed at the end.
         interval_s: seconds between two readings of the DHT.
+        metrics_port: where to serve Prometheus metrics; None: nowhere.
+        metrics_host: the interface for them.
     """
 
     run_id: str
@@ -56,6 +60,8 @@ class Options:
     db: str | None = None
     address_file: str | None = None
     interval_s: float = 2.0
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
 
 
 def serve(options: Options) -> int:
@@ -106,6 +112,12 @@ def _serve(options: Options, stack: ExitStack) -> None:
     history.open()  # what is wrong is said now; the DHT's forked process must inherit neither file nor listener
     history.close()
     _listen(options.host, options.port).close()
+    registry = new_registry("dashboard")
+    server = None
+    if options.metrics_port is not None:
+        server = MetricsServer(options.metrics_port, options.metrics_host, registry)
+        server.check()
+    metrics = DashboardMetrics(registry)
     chain = None
     if options.chain:
         chain = open_chain(options.chain), options.chain
@@ -124,21 +136,20 @@ def _serve(options: Options, stack: ExitStack) -> None:
     stack.callback(reader.close)
     feed = Feed()
     collector = Collector(
-        reader, history, feed, chain, interval_s=options.interval_s, peers_known=lambda: _known_peers(dht)
+        reader, history, feed, chain, options.interval_s, peers_known=lambda: _known_peers(dht), metrics=metrics
     )
     stack.callback(collector.stop)
     stack.callback(closing.set)
     collector.start()
-    with _listen(options.host, options.port) as listener:
-        _serve_http(options, feed, history, closing, listener)
+    app = create_app(feed, history, closing, metrics)
+    with _listen(options.host, options.port) as listener, server or nullcontext():
+        _serve_http(options, app, closing, listener)
 
 
-def _serve_http(
-    options: Options, feed: Feed, history: History, closing: threading.Event, listener: socket.socket
-) -> None:
+def _serve_http(options: Options, app: FastAPI, closing: threading.Event, listener: socket.socket) -> None:
     server = _Server(
         uvicorn.Config(
-            create_app(feed, history, closing),
+            app,
             log_config=None,
             log_level="warning",
             access_log=False,

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
+from prometheus_client import CollectorRegistry
+
 from hivetrain.averaging.loop import Interrupted
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.chain.base import Chain, LedgerError
 from hivetrain.contribution.scoreboard import Scoreboard
+from hivetrain.metrics import DashboardMetrics
 from hivetrain.monitor.aggregate import EpochLine
 from hivetrain.monitor.feed import Feed
 from hivetrain.monitor.history import KEPT_NOTES, History, Tick
@@ -43,6 +46,7 @@ class Collector:
         interval_s: seconds between two readings.
         peers_known: other nodes that our DHT node knows; without any, an empty reading says nothing of the run.
         clock: seconds since 1970.
+        metrics: told of each look; None: nobody asks.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class Collector:
         interval_s: float = 2.0,
         peers_known: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.time,
+        metrics: DashboardMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or DashboardMetrics(CollectorRegistry())
         self._reader, self._history, self._feed = reader, history, feed
         self._interval_s, self._peers_known, self._clock = interval_s, peers_known, clock
         self._chain = chain[0] if chain else None
@@ -104,9 +110,10 @@ class Collector:
         events: list[Event] = []
         lines: list[EpochLine] = []
         try:
-            reading = self._reader.read()
-            if not reading.alive and not self._peers_known():
-                raise TimeoutError("our DHT node knows no other node any more: restart the dashboard")
+            with self._metrics.reading("dht"):
+                reading = self._reader.read()
+                if not reading.alive and not self._peers_known():
+                    raise TimeoutError("our DHT node knows no other node any more: restart the dashboard")
             events = self._roster.update(reading)
             self._learn()
             lines = self._note(now)
@@ -123,8 +130,9 @@ class Collector:
         assert self._chain is not None
         assert self._chain_view is not None
         try:
-            view = self._chain.snapshot(_CHAIN_TIMEOUT_S)
-            weights = self._chain.weights(_CHAIN_TIMEOUT_S)
+            with self._metrics.reading("chain"):
+                view = self._chain.snapshot(_CHAIN_TIMEOUT_S)
+                weights = self._chain.weights(_CHAIN_TIMEOUT_S)
         except LedgerError as error:
             self._chain_view = replace(self._chain_view, error=str(error))
             self._stopped.wait(5.0)
@@ -197,6 +205,7 @@ class Collector:
         speed = sum(member.status.tokens_per_s for member in live if member.status is not None)
         tick = Tick(now, len(live), speed, joined, gone)
         self._history.add_tick(tick)
+        self._metrics.stored(self._history.size_bytes)
         self._ticked_at = now
         if now - self._pruned_at > _DAY_S / 4:
             self._pruned_at = now
@@ -206,6 +215,7 @@ class Collector:
     def _publish(self, events: list[Event], lines: list[EpochLine], ticks: list[Tick]) -> None:
         members: list[Member] = self._roster.members
         view, chain = self._roster.view(), self._chain_view
+        self._metrics.saw(view.epoch, len(view.peers))
         if chain is not None:
             chain = replace(chain, boards=self._boards)
         parts = {

@@ -97,6 +97,12 @@ class History:
                 os.close(self._lock)
                 self._lock = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it takes, without what was written just now."""
+        ((pages, page_size),) = self._rows("SELECT page_count, page_size FROM pragma_page_count, pragma_page_size")
+        return int(pages * page_size)
+
     def add_notes(
         self,
         at: float,

@@ -7,9 +7,11 @@ import time
 from contextlib import contextmanager
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 from synthetic import BEGAN, EPOCH_S, FakeReader, economy, fill, hotkeys
 
 from hivetrain.dashboard.app import create_app
+from hivetrain.metrics import DashboardMetrics
 from hivetrain.monitor.collector import Collector
 from hivetrain.monitor.feed import Feed
 from hivetrain.monitor.history import History
@@ -49,8 +51,10 @@ class Scene:
             fill(path, epochs, peers)
         self.feed = Feed()
         self.chain, self.reader.boards = economy(miners, self.validators)
+        self.registry = CollectorRegistry()
+        self.metrics = DashboardMetrics(self.registry)
         self.collector = Collector(
-            self.reader, self.history, self.feed, (self.chain, "made-up"), clock=self.clock, peers_known=lambda: 1
+            self.reader, self.history, self.feed, (self.chain, "made-up"), clock=self.clock, metrics=self.metrics
         )
         self.collector._stopped.set()  # nothing repeats, and nothing waits: the test steps
         self.closing = threading.Event()
@@ -71,7 +75,7 @@ class Scene:
 def served(scene):
     """The scene's dashboard on a free port; gives its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(scene.feed, scene.history, scene.closing)
+    app = create_app(scene.feed, scene.history, scene.closing, scene.metrics)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -91,9 +95,13 @@ def opened(browser, url, **options):
     context = browser.new_context(**options)
     page = context.new_page()
     complaints = []
-    page.on(
-        "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
-    )
+
+    def hear(said):
+        # Canvas2D's advice is about the tests' own reading of pixels.
+        if said.type in ("error", "warning") and not said.text.startswith("Canvas2D"):
+            complaints.append(said.text)
+
+    page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("requestfailed", lambda asked: complaints.append(asked.url) if "ABORTED" not in asked.failure else None)
     page.goto(url)

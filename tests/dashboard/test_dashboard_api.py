@@ -120,3 +120,17 @@ def test_streams_are_bounded_and_end_with_the_program(url, scene):
     )
     scene.closing.set()
     assert streams[0].next() == ("end", None)
+
+
+def test_what_it_does_is_counted_for_prometheus(url, scene):
+    state(url)
+    scene.reader.fault = "silence"
+    scene.step()
+    value = scene.registry.get_sample_value
+    assert value("hivetrain_dashboard_swarm_epoch") == 20
+    assert value("hivetrain_dashboard_peers") == 3
+    assert value("hivetrain_dashboard_history_bytes") > 4096
+    assert value("hivetrain_dashboard_read_failures_total", {"source": "dht"}) == 1
+    assert value("hivetrain_dashboard_read_seconds_count", {"source": "chain"}) == 2
+    counted = {"route": "/api/state", "status": "2xx"}
+    assert value("hivetrain_dashboard_request_seconds_count", counted) == 1

@@ -88,7 +88,7 @@ def test_the_charts_are_drawn_with_the_figures_of_the_api(browser, url):
             assert is_drawn(page, chart, variable), chart
         series = requests.get(f"{url}/api/series", timeout=10).json()["epochs"]
         page.click("#figures figure:first-child summary")
-        rows = page.locator("#figures figure:first-child tbody tr")
+        rows = page.locator("#figures figure:first-child .scroll tbody tr")
         shown = rows.nth(1).locator("th, td").all_inner_texts()
         assert shown[:3] == [str(series["epoch"][-2]), f"{series['loss'][-2]:.4f}", f"{series['heldout_loss'][-2]:.4f}"]
         assert f"training loss {series['loss'][-2]:.4f}" in page.get_attribute("#plot-loss", "aria-label")
