@@ -145,6 +145,10 @@ def fill(path, epochs, peers):
             )  # fmt: skip
             rows.append([getattr(line, name) for name in names])
         db.executemany(f"INSERT INTO epochs ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", rows)
-        ticks = [(BEGAN + 10.0 * i, peers - chance.randrange(5), 1e6 + i, 0, 0) for i in range(2 * epochs)]
+        ticks = []
+        for index in range(2 * epochs):
+            here = peers - (index // 97) % 4
+            gone = int(index % 97 == 0 and index > 0)
+            ticks.append((BEGAN + 10.0 * index, here, here * chance.uniform(950.0, 1050.0), 0, gone))
         db.executemany("INSERT INTO ticks VALUES (?, ?, ?, ?, ?)", ticks)
     db.close()

@@ -126,6 +126,8 @@ class View {
     if (!this.uplot) this.build();
     this.uplot.setData(this.series());
     const last = Object.fromEntries(Object.keys(this.columns).map((name) => [name, lastKnown(this.columns[name])]));
+    const main = this.columns[this.chart.columns[0]];
+    last[this.chart.x] = lastKnown(xs.map((x, index) => (main[index] === null ? null : x))) ?? last[this.chart.x];
     const text = this.chart.summary(last);
     write(this.summary, text);
     this.plot.setAttribute("aria-label", `${this.chart.title}. ${text}`);
