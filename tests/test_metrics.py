@@ -426,3 +426,16 @@ def test_the_documentation_names_every_metric():
             if metric.name.startswith("hivetrain_"):
                 suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
                 assert f"`{metric.name}{suffix}" in page, metric.name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_benchmark_of_monitoring_measures_its_parts():
+    command = [sys.executable, "benchmarks/monitoring.py", "--pairs", "1", "--microbatches", "4"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines() if line.startswith("|")]
+    shares = {row[0]: float(row[1].rstrip("%")) for row in rows if len(row) == 2 and row[1].endswith("%")}
+    assert len(shares) == 5
+    assert shares["hooks, on the training thread"] > 0
+    assert shares["sum"] == pytest.approx(sum(shares.values()) - shares["sum"], abs=0.01)
