@@ -64,7 +64,6 @@ def _serve(args: argparse.Namespace) -> int:
     from hivetrain.errors import UserError
     from hivetrain.keys import Wallet
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     file = Path(args.serve).expanduser()
     ledger = Ledger(file)
     ledger.snapshot(_deadline())
