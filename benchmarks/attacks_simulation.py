@@ -44,6 +44,8 @@ def attacks(economy: Economy) -> list[Attack]:
     """All of them."""
     majority = economy.honest + 1
     honest_share = 1 - does.HIT_ROUNDS / economy.tempo_rounds
+    tempos = range(1, 1 + -(-economy.rounds // economy.tempo_rounds))
+    leaver = sum(0.5**tempo / (1 - 0.5**tempo) for tempo in tempos) / len(tempos)  # pay of one honest tempo, in all
     return [
         Attack("free rider: random sketches", does.free_rider),
         Attack("lazy: one sequence claimed as all", does.lazy),
@@ -58,6 +60,7 @@ def attacks(economy: Economy) -> list[Attack]:
         Attack("over-claim of samples, x10^9", does.billionfold_claim),
         Attack("hit and run: made up in 3 rounds a tempo", does.hit_and_run),
         Attack("hit and run: one over-claim a tempo", does.huge_hit_and_run),
+        Attack("sleeper: an honest tempo, then hit and run", does.sleeper, bound=leaver),
         Attack("honest, but 3 rounds a tempo made up", does.honest_but_few, bound=honest_share),
         Attack("honest, but one over-claim a tempo", does.honest_but_once, bound=1 + BOUND),
         Attack("norm inflation x100", does.inflated),

@@ -139,6 +139,11 @@ def huge_hit_and_run(miner: Miner, swarm: Swarm) -> Claim:
     return away(swarm) if swarm.epoch % swarm.economy.tempo_rounds else largest_claim(miner, swarm)
 
 
+def sleeper(miner: Miner, swarm: Swarm) -> Claim:
+    """Works honestly for one tempo, to be trusted, and then takes part in few rounds of each and computes nothing."""
+    return (honest if swarm.epoch < swarm.economy.tempo_rounds else hit_and_run)(miner, swarm)
+
+
 def honest_but_few(miner: Miner, swarm: Swarm) -> Claim:
     """Works honestly, and computes nothing in few rounds of each tempo."""
     return (free_rider if swarm.epoch % swarm.economy.tempo_rounds < HIT_ROUNDS else honest)(miner, swarm)

@@ -37,11 +37,13 @@ class Admitted:
         submission: what came.
         record: opened; None if it is none.
         verdict: why it is out already; None if it waits for the beacon.
+        samples: that it is paid for if nothing speaks against it: no more than moved the average.
     """
 
     submission: Submission
     record: Contribution | None
     verdict: Verdict | None
+    samples: int = 0
 
 
 class OneReplayEach(Replayer):
@@ -93,13 +95,14 @@ class Validator:
         waiting = OpenRecord(
             seen.commitment, submission.sealed, miner.slot, seen.beacon, seen.due, False, None, None, False, False
         )
-        objection = match(waiting, Round(swarm.epoch, swarm.digest, (member,))) or check_positions(
-            record, self._used_until.get(miner.address), None, None
-        )
+        ended = Round(swarm.epoch, swarm.digest, (member,))
+        used_until = self._used_until.get(miner.address)
+        objection = match(waiting, ended) or check_positions(record, used_until, None, None)
         if objection is None:
             last = record.last
             self._used_until[miner.address] = replace(last, block=last.block + record.batch_size - 1)
-        return Admitted(submission, record, None if objection is None else objection.verdict)
+        samples = min(record.samples, int(ended.weight_of(miner.peer_id)))
+        return Admitted(submission, record, None if objection is None else objection.verdict, samples)
 
     def judge(self, admitted: Admitted, chain: str) -> Judged:
         """The verdict on one chain."""
@@ -112,7 +115,7 @@ class Validator:
         drawn = draw(beacon, record.run_id, record.swarm_epoch, hotkey, record.microbatches, rules)
         if (hotkey, drawn) not in self._audited:
             self._audited[hotkey, drawn] = self._audit(admitted.submission, record, drawn)
-        return Judged(hotkey, swarm.epoch, record.samples, self._audited[hotkey, drawn])
+        return Judged(hotkey, swarm.epoch, admitted.samples, self._audited[hotkey, drawn])
 
     def _audit(self, submission: Submission, record: Contribution, drawn: tuple[int, ...]) -> Verdict:
         self.audits += bool(drawn)
