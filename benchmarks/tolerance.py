@@ -4,7 +4,7 @@
 
 A small GPT learns from the embedded corpus. Before updates 0, 20, 100 and 300 some microbatches of another slot are
 computed as honest miners would, in other precisions and with other thread counts, and as dishonest ones would. Prints
-the errors, how far they stay from the tolerances, and what the exchange's encodings do to the sum of sketches.
+the errors, how far they stay from the tolerance, and what the exchange's encodings do to the sum of sketches.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from hivetrain.averaging.codecs import CODECS, Codec
-from hivetrain.contribution.audit import SUM_TOLERANCES, TOLERANCES, Tolerance, relative_error
-from hivetrain.contribution.replay import Replayer
+from hivetrain.contribution.audit import SUM_TOLERANCES, TOLERANCES, relative_error
+from hivetrain.contribution.replay import REPLAYED_IN, Replayer
 from hivetrain.contribution.sketch import Sketcher, sketch_seed
 from hivetrain.data import RefinedWebDataModule, SlotReader
 from hivetrain.model import CausalLM
@@ -55,8 +55,9 @@ class Claim:
     replay: Work
 
     @property
-    def tolerance(self) -> Tolerance:
-        return TOLERANCES[self.claimed.precision][self.replay.precision]
+    def alike(self) -> bool:
+        """Whether the replay is in the miner's own precision, as the one that decides always is."""
+        return REPLAYED_IN[self.claimed.precision] == self.replay.precision
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Row:
 
     name: str
     honest: bool
-    tolerance: Tolerance
+    alike: bool
     errors: dict[int, list[float]] = field(default_factory=dict)
     losses: dict[int, list[float]] = field(default_factory=dict)
 
@@ -189,7 +190,7 @@ def measure(microbatches: int, points: Sequence[int]) -> tuple[list[Row], dict[s
         bench.train_until(point, before)
         bench.open(point)
         for claim in itertools.chain(*(claims(bench, number, point) for number in range(microbatches))):
-            row = rows.setdefault(claim.name, Row(claim.name, claim.honest, claim.tolerance))
+            row = rows.setdefault(claim.name, Row(claim.name, claim.honest, claim.alike))
             row.errors.setdefault(point, []).append(relative_error(claim.claimed.sketch, claim.replay.sketch))
             row.losses.setdefault(point, []).append(
                 abs(claim.claimed.loss - claim.replay.loss) / max(claim.replay.loss, 1.0)
@@ -214,16 +215,11 @@ def report(rows: Sequence[Row], sums: dict[str, dict[int, float]], losses: Seque
         lines.append(f"| {row.name} | {cells} | {max(itertools.chain(*row.losses.values())):.0e} |")
     lines += ["", f"Distance from the tolerance, as a factor ({MARGIN:g} is asked for):", ""]
     lines += [f"| | {header} |", "|---|" + "---:|" * len(points)]
-    for tolerance in dict.fromkeys(row.tolerance for row in rows):
-        limit = tolerance.sketch
-        honest = [
-            max(row.worst(point) for row in rows if row.honest and row.tolerance == tolerance) for point in points
-        ]
-        swapped = [
-            min(row.worst(point) for row in rows if row.name.startswith(SWAPPED) and row.tolerance == tolerance)
-            for point in points
-        ]
-        kind = "across fp32 and bf16" if tolerance == TOLERANCES["bf16-mixed"]["32-true"] else "same precision"
+    limit = TOLERANCES["32-true"].sketch
+    for kind, alike in (("in the miner's precision", True), ("across fp32 and bf16", False)):
+        chosen = [row for row in rows if row.alike is alike]
+        honest = [max(row.worst(point) for row in chosen if row.honest) for point in points]
+        swapped = [min(row.worst(point) for row in chosen if row.name.startswith(SWAPPED)) for point in points]
         lines.append(f"| {kind}: {limit:g} / worst honest | " + " | ".join(f"{limit / e:.1f}" for e in honest) + " |")
         lines.append(f"| {kind}: {SWAPPED} / {limit:g} | " + " | ".join(f"{e / limit:.1f}" for e in swapped) + " |")
     lines += ["", "Sum of the members' sketches against the sketch of the averaged gradient:", ""]
@@ -247,10 +243,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         style = {"color": "tab:green", "marker": "o"} if row.honest else {"color": "tab:red", "marker": "x"}
         drawn = [(points.index(point), error) for point, errors in row.errors.items() for error in errors]
         axes.plot(*zip(*drawn, strict=True), linestyle="none", alpha=0.5, markersize=4, **style)
-    axes.axhline(TOLERANCES["32-true"]["32-true"].sketch, color="black", linewidth=1, label="tolerance")
-    axes.axhline(
-        TOLERANCES["bf16-mixed"]["32-true"].sketch, color="black", ls=":", linewidth=1, label="across fp32 and bf16"
-    )
+    axes.axhline(TOLERANCES["32-true"].sketch, color="black", linewidth=1, label="tolerance")
     axes.plot([], [], "o", color="tab:green", label="honest, in other precisions and thread counts")
     axes.plot([], [], "x", color="tab:red", label="dishonest: one of 8 swapped, 7 of 8, half, stale, other data")
     axes.set(yscale="log", xlabel="updates", ylabel="relative error of the sketch", xticks=range(len(points)))

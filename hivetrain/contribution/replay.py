@@ -18,7 +18,7 @@ from hivetrain.contribution.record import Contribution, Position
 from hivetrain.contribution.sketch import Sketcher
 from hivetrain.data.reader import Place, SlotReader
 
-# In which a miner's work is replayed by default. All values can replay all work, at a wider tolerance across them.
+# By the precision in which a miner trains, that in which its work is replayed by default.
 REPLAYED_IN = {"32-true": "32-true", "16-mixed": "32-true", "bf16-mixed": "bf16-mixed"}
 REPLAY_PRECISIONS = tuple(sorted(set(REPLAYED_IN.values())))
 
@@ -54,7 +54,8 @@ class Replayer:
         params: its trainable params in the order in which the swarm concatenates gradients: the optimizer's.
         reader: of the run's data.
         device: where to compute; may be weaker than the miners'.
-        precision: of all replays, one of ``REPLAY_PRECISIONS``; None: that of each miner, or fp32 for fp16.
+        precision: of all replays, one of ``REPLAY_PRECISIONS``, such as fp32 where bf16 is slow; what differs is then
+            replayed in the miner's. None: always in the miner's, or fp32 for fp16.
         rows: sequences to compute at a time; None: the whole microbatch. Only for losses that are a mean over
             sequences, as a language model's on full blocks is.
 
@@ -101,7 +102,9 @@ class Replayer:
         for name, tensor in state.items():
             own[name].copy_(tensor)
 
-    def replay(self, seed: bytes, slot: int, contribution: Contribution, offset: int) -> Replayed:
+    def replay(
+        self, seed: bytes, slot: int, contribution: Contribution, offset: int, precision: str | None = None
+    ) -> Replayed:
         """Computes the microbatch that begins ``offset`` blocks after the contribution's first.
 
         Args:
@@ -109,6 +112,7 @@ class Replayer:
             slot: whose data.
             contribution: says where the data begin and how large a microbatch is.
             offset: in blocks.
+            precision: instead of the replayer's.
 
         Raises:
             PrecisionError: work in its precision cannot be replayed.
@@ -116,7 +120,7 @@ class Replayer:
             DataError: a unit cannot be read, or the place is out of the reader's reach.
         """
         batch, place = self.reader.batch(slot, place_of(contribution.first), offset, contribution.batch_size)
-        precision = self.precision_for(contribution.precision)
+        precision = precision or self.precision_for(contribution.precision)
         loss, gradients = self.gradients(batch, precision)
         if self._sketcher is None or seed != self._seed:
             self._sketcher, self._seed = Sketcher(seed, [p.numel() for p in self._params], self.device), seed

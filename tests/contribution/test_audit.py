@@ -11,7 +11,7 @@ from hivetrain.contribution import merkle
 from hivetrain.contribution.audit import SUM_TOLERANCES, TOLERANCES, Verdict, audit, check_sum, relative_error
 from hivetrain.contribution.leaves import WorkLog
 from hivetrain.contribution.record import Position
-from hivetrain.contribution.replay import REPLAY_PRECISIONS, REPLAYED_IN, PrecisionError, Replayer
+from hivetrain.contribution.replay import REPLAYED_IN, PrecisionError, Replayer
 from hivetrain.contribution.rules import AuditRules
 from hivetrain.contribution.sketch import SKETCH_SIZE, Sketcher, sketch_bytes, sketch_seed
 from hivetrain.data import RefinedWebDataModule, SlotReader
@@ -168,7 +168,6 @@ def test_params_are_loaded_by_name_and_all_of_them(model):
 
 def test_only_precisions_that_are_measured_can_replay(model):
     assert TOLERANCES.keys() == REPLAYED_IN.keys()
-    assert all(tuple(by_replay) == REPLAY_PRECISIONS for by_replay in TOLERANCES.values())
     replayer = Replayer(model, [], None)
     assert [replayer.precision_for(miner) for miner in TOLERANCES] == ["32-true", "32-true", "bf16-mixed"]
     with pytest.raises(PrecisionError, match="16-true"):
@@ -185,6 +184,26 @@ def test_honest_work_passes_in_every_pair_of_precisions(model, miner, replay):
     assert found.verdict is Verdict.PASSED, found.reason
     assert [leaf.index for leaf in found.leaves] == [0, 2]
     assert found.leaves[1].place == miner.reader.position_at(SLOT, (0, 0, 0, 0), 2 * BATCH_SIZE)
+
+
+def test_only_a_replay_in_the_miner_s_own_precision_may_accuse(model, monkeypatch):
+    miner = Miner(model, "32-true")
+    contribution = miner.mine(2)
+    asked = []
+    gradients = Replayer.gradients
+
+    def far_off_in_bf16(self, batch, precision):
+        asked.append(precision)
+        loss, found = gradients(self, batch, precision)
+        return loss, [1.1 * gradient if precision == "bf16-mixed" else gradient for gradient in found]
+
+    monkeypatch.setattr(Replayer, "gradients", far_off_in_bf16)
+    found = judge(miner, contribution, 1, model=model, precision="bf16-mixed")
+    assert found.verdict is Verdict.PASSED
+    assert found.leaves[0].precision == "32-true"
+    assert asked == ["bf16-mixed", "32-true"]
+    contribution = replace(contribution, precision="bf16-mixed")
+    assert judge(miner, contribution, 1, model=model, precision="bf16-mixed").verdict is Verdict.FAILED
 
 
 def test_honest_work_with_microbatches_left_out_passes_wherever_it_begins(model):
@@ -425,8 +444,10 @@ def assert_all_pass(precision, audits):
     found = honest_errors(precision, audits)
     assert len(found) == audits
     assert [result.reason for result in found if result.verdict is not Verdict.PASSED] == []
-    used = [leaf.sketch_error / leaf.tolerance.sketch for result in found for leaf in result.leaves]
-    assert 0 < max(used) < 0.5
+    leaves = [leaf for result in found for leaf in result.leaves]
+    assert {leaf.precision for leaf in leaves} == {"32-true", "bf16-mixed"}
+    alike = [leaf.sketch_error / leaf.tolerance.sketch for leaf in leaves if leaf.precision == precision]
+    assert max(alike) < 0.2
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_honest_and_dishonest_microbatches_stay_away_from_the_tolerances():
+def test_honest_and_dishonest_microbatches_stay_five_times_away_from_the_tolerance():
     ended = subprocess.run(
         [sys.executable, "benchmarks/tolerance.py", "--microbatches", "1", "--points", "0", "20"],
         cwd=ROOT,
@@ -23,8 +23,7 @@ def test_honest_and_dishonest_microbatches_stay_away_from_the_tolerances():
     assert ended.returncode == 0, ended.stderr
     _, _, factors = ended.stdout.partition("Distance from the tolerance")
     rows = [line.strip("| ").split("|") for line in factors.splitlines() if ": " in line and line.startswith("|")]
-    least = {name.partition(": ")[0]: 5.0 if "same" in name else 4.0 for name, *_ in rows}
-    assert len(rows) == 4
-    assert sorted(least.values()) == [4.0, 5.0]
-    for name, *cells in rows:
-        assert min(map(float, cells)) >= least[name.partition(": ")[0]], name
+    alike = [cells for name, *cells in rows if "in the miner's precision" in name]
+    assert len(alike) == 2
+    assert all(len(cells) == 2 for cells in alike)
+    assert min(float(cell) for cells in alike for cell in cells) >= 5
