@@ -16,7 +16,6 @@ from attacks_swarm import Economy  # noqa: E402
 
 from hivetrain.contribution import audit  # noqa: E402
 from hivetrain.contribution.audit import Tolerance, Verdict  # noqa: E402
-from hivetrain.contribution.replay import REPLAY_PRECISIONS  # noqa: E402
 from hivetrain.contribution.rules import AuditRules  # noqa: E402
 from hivetrain.keys import Hotkey  # noqa: E402
 
@@ -31,7 +30,7 @@ SMALL = Economy(
 def economy_and_findings() -> tuple[list[Attack], Findings]:
     torch.set_num_threads(1)
     chosen = attacks(SMALL)
-    return chosen, Simulation(SMALL, chosen, chains=40).run()
+    return chosen, Simulation(SMALL, chosen, chains=25).run()
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +63,13 @@ def test_no_attack_pays_and_a_split_pays_nothing_more(chosen, findings):
 
 def test_honest_miners_are_never_accused(findings):
     assert set(findings.honest_verdicts) == {Verdict.PASSED, Verdict.NOT_DRAWN}
-    assert findings.honest_verdicts[Verdict.PASSED] > 500
+    assert findings.honest_verdicts[Verdict.PASSED] > 300
 
 
 def test_without_the_replay_a_free_rider_would_be_paid_like_the_others(monkeypatch):
-    blind = {precision: Tolerance(float("inf"), float("inf")) for precision in REPLAY_PRECISIONS}
-    monkeypatch.setitem(audit.TOLERANCES, "32-true", blind)
+    monkeypatch.setitem(audit.TOLERANCES, "32-true", Tolerance(float("inf"), float("inf")))
     chosen = [attack for attack in attacks(SMALL) if attack.strategy is does.free_rider]
-    findings = Simulation(replace(SMALL, rounds=2, tempo_rounds=2), chosen, chains=40).run()
+    findings = Simulation(replace(SMALL, rounds=2, tempo_rounds=2), chosen, chains=25).run()
     assert 0.8 < paid(findings, does.free_rider) < 1.2
 
 
