@@ -192,6 +192,22 @@ def test_sealed_weights_count_as_sent(tmp_path):
     world.close()
 
 
+def test_a_lost_answer_about_sealed_weights_is_read_off_the_block_of_the_last_ones(tmp_path):
+    world = World(tmp_path, commit_reveal=True)
+    station = FaultyStation(world, "faulty")
+    world.advance_to(TEMPO)
+    miner = Miner(world, "miner")
+    station.chain.faults["submit"] = iter(["lost"])
+    play_until(world, END, station, miner)
+    assert station.status()[0] == "sending"
+    for _ in range(5):
+        world.advance()
+        station.round()
+    assert station.status()[:2] == ("sealed", 1)
+    station.close()
+    world.close()
+
+
 def test_nothing_is_sent_when_nobody_earned_anything(world, faulty):
     idle = Miner(world, "idle")
     while world.block <= END:
@@ -231,19 +247,35 @@ def test_a_swarm_that_cannot_be_read_makes_nothing_late_or_missing_and_weights_a
         assert len(station.verdicts(each)) == world.epoch  # all were found afterwards
 
 
-def test_a_dht_without_peers_proves_nothing(world, station):
+class Lonely(FollowedWorld):
+    """Whose DHT answers, but holds nothing and knows nobody."""
+
+    def advance(self):
+        followed = super().advance()
+        self.num_peers, self.caught_up = 0, False
+        return followed
+
+    def collect(self, key):
+        return {}
+
+
+def test_a_dht_without_peers_makes_no_reveal_missing(world, station):
+    miners = [Miner(world, name) for name in ("one", "two", "three")]
+    epoch_of(world, *miners, stations=[station])
+    plain, station.validator._poller._run = station.run, Lonely(world)
+    for _ in range(12):
+        world.advance()
+        station.validator.run_forever(Stop(0))
+    station.validator._poller._run = plain
+    station.round()
+    verdicts = [verdict for miner in miners for verdict in station.verdicts(miner).values()]
+    assert Verdict.PASSED in verdicts
+    assert set(verdicts) <= {Verdict.PASSED, Verdict.NOT_DRAWN}
+
+
+def test_a_dht_without_peers_makes_no_record_late(world, station):
     miner = Miner(world, "miner")
     station.round()
-
-    class Lonely(FollowedWorld):
-        def advance(self):
-            followed = super().advance()
-            self.num_peers, self.caught_up = 0, False
-            return followed
-
-        def collect(self, key):
-            return {}
-
     plain, station.validator._poller._run = station.run, Lonely(world)
     block = world.block
     for _ in range(4):

@@ -1,5 +1,6 @@
 """A validator may die at any moment: what it sets afterwards is what it would have set anyway."""
 
+import json
 import os
 import random
 import signal
@@ -113,6 +114,9 @@ def test_a_tempo_is_closed_late_with_what_was_due_in_it(world, station):
     due = station.state.database.rows("SELECT due, tempo FROM records WHERE verdict IS NOT NULL")
     assert {tempo for block, tempo in due if block <= END} == {END}
     assert {tempo for block, tempo in due if block > END} == {None}
+    query = "SELECT sum(samples) FROM records WHERE tempo = ? AND verdict IN (?, ?)"
+    (samples,) = station.state.database.one(query, END, Verdict.PASSED, Verdict.NOT_DRAWN)
+    assert sum(score["samples"] for score in json.loads(station.tempos()[0][1]).values()) == samples > 0
 
 
 def test_a_tempo_without_a_poll_is_not_scored_and_nothing_is_lost(world, station):

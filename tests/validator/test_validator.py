@@ -287,7 +287,7 @@ def test_work_on_other_params_is_invalid(world, station):
 def test_data_are_not_sold_twice(world, station):
     miner = Miner(world, "miner")
     epoch_of(world, miner, stations=[station])
-    miner.offset = 4  # the last microbatch of the first contribution again
+    miner.offset = 6  # in the middle of the first contribution's last microbatch
     epoch_of(world, miner, stations=[station])
     miner.offset = 8
     epoch_of(world, miner, stations=[station])
