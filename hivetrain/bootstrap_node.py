@@ -9,11 +9,7 @@ from collections.abc import Sequence
 
 from hivemind.dht.crypto import RSASignatureValidator
 
-from hivetrain.swarm import SwarmDHT, SwarmJoinError, start_dht
-from hivetrain.swarm.addresses import parse_maddr
-from hivetrain.swarm.records import HotkeyRecords
-
-START_TIMEOUT_S = 60.0
+from hivetrain.swarm import SwarmDHT, start_dht
 
 
 def start_node(
@@ -28,31 +24,13 @@ def start_node(
 
     Raises:
         UserError: an address, a port or the identity file is unusable.
+        SwarmJoinError: it does not start.
     """
-    probe = start_dht(
+    return start_dht(
         [],
         host_maddrs=host_maddrs,
         announce_maddrs=announce_maddrs,
         identity_path=identity_path,
         record_validators=(validator,),
+        force_reachability="public" if relay else None,
     )
-    if not relay:
-        return probe
-    probe.shutdown()  # it has checked addresses, port and identity
-    dht = SwarmDHT(
-        start=False,
-        host_maddrs=[parse_maddr(maddr, with_peer_id=False) for maddr in host_maddrs],
-        announce_maddrs=list(announce_maddrs) if announce_maddrs else None,
-        identity_path=None if identity_path is None else os.fspath(identity_path),
-        record_validators=(validator, HotkeyRecords()),
-        startup_timeout=START_TIMEOUT_S,
-        force_reachability="public",
-    )
-    try:
-        dht.run_in_background(timeout=START_TIMEOUT_S)
-    except BaseException as error:
-        dht.shutdown()
-        if isinstance(error, Exception):
-            raise SwarmJoinError(f"cannot start a relay: {error or type(error).__name__}") from error
-        raise
-    return dht

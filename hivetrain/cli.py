@@ -13,6 +13,7 @@ from pkgutil import iter_modules
 
 import hivetrain.commands
 from hivetrain import logs
+from hivetrain.doctor.mistakes import explain
 from hivetrain.errors import UserError
 
 LIGHTNING_COMMANDS = {
@@ -70,11 +71,14 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
             return _lightning(arguments[0], arguments[1:], program or f"hivetrain {arguments[0]}")
         args = _parser().parse_args(arguments)
         return args.run(args)
-    except UserError as error:
-        logs.tell_user(program or "hivetrain", error)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        logs.tell_user(program or "hivetrain", UserError(known))
+        return 2
 
 
 def _lightning(command: str, arguments: Sequence[str], program: str) -> int:

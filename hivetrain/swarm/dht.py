@@ -114,6 +114,7 @@ def start_dht(
     use_relay: bool = True,
     use_auto_relay: bool = False,
     use_ipfs: bool = False,
+    force_reachability: str | None = None,
     startup_timeout_s: float = 60.0,
     record_validators: Sequence[RecordValidatorBase] = (),
 ) -> SwarmDHT:
@@ -130,6 +131,7 @@ def start_dht(
         use_relay: reach peers behind NAT through relays.
         use_auto_relay: look for a relay that makes this peer reachable behind NAT.
         use_ipfs: find peers through the public IPFS network; excludes ``initial_peers``.
+        force_reachability: ``public`` or ``private``, for somebody who knows better than libp2p; a relay is ``public``.
         startup_timeout_s: limit for joining; ending a failed attempt may add a few seconds.
         record_validators: hivemind validators for the records of the DHT. Signatures of protected records are always
             checked, also by peers that sign none.
@@ -163,6 +165,7 @@ def start_dht(
         "use_relay": use_relay,
         "use_auto_relay": use_auto_relay,
         "use_ipfs": use_ipfs,
+        "force_reachability": force_reachability,
         "nat_port_map": not local_only,  # nothing to ask a router for
     }
     dht = _join(peers, hosts, deadline, options)
