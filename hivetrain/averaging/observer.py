@@ -19,7 +19,7 @@ from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import Snapshot, StateError
 from hivetrain.averaging.transfer import TransferService
 from hivetrain.averaging.updates import Update
-from hivetrain.swarm.records import read_entries, read_records
+from hivetrain.swarm.records import read_entries, read_records, store_record
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -132,6 +132,10 @@ class SwarmObserver:
             StateError: too few peers hold it.
         """
         return self._call(self._ask_witnesses(epoch, view), 2 * self._timeout_s)[0]
+
+    def publish(self, key: str, subkey: bytes, value: bytes, expires: float, timeout_s: float) -> bool:
+        """Stores a record that a hotkey sealed; returns whether it was taken."""
+        return self._call(store_record(self._dht, key, subkey, value, expires, timeout_s), timeout_s + 1)
 
     async def _open(self) -> None:
         target = self._settings.target_batch_size

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hivetrain.chain.base import Chain
+    from hivetrain.chain.base import Chain, Snapshot
 
 HELP = "run a validator: follow a run, audit its miners, set weights"
 
@@ -25,6 +25,11 @@ Run a validator: follow a run, audit its miners, set weights.
       --rules.probability 0.25          the miners' audit rules
       --replay.device cuda:0            how drawn microbatches are replayed: device, precision, rows, most_rows
       --scoring.alpha 0.5               from verdicts to weights; the same for all validators of a run
+
+      --metrics.port 9101               serve Prometheus metrics, on loopback
+
+  --log-level LEVEL         debug, info (default), warning or error
+  --log-format FORMAT       text (default) or json, one line for each event on stderr
 
   -h, --help                this page
   --help_all                every option with type and default (imports everything: takes seconds)
@@ -78,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Any:
     from hivetrain.contribution.rules import AuditRules
     from hivetrain.errors import UserError
     from hivetrain.fit_cli import HiveArgumentParser, _ConfigError
-    from hivetrain.validator.config import ChainOptions, ReplayOptions, RunOptions, ScoringOptions
+    from hivetrain.validator.config import ChainOptions, MetricsOptions, ReplayOptions, RunOptions, ScoringOptions
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     parser = HiveArgumentParser(prog="hivetrain score", parser_mode="omegaconf+", description=HELP)
@@ -90,6 +95,7 @@ def parse(arguments: Sequence[str]) -> Any:
         "rules": AuditRules,
         "replay": ReplayOptions,
         "scoring": ScoringOptions,
+        "metrics": MetricsOptions,
     }.items():
         parser.add_class_arguments(options, key)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
@@ -114,21 +120,35 @@ def _score(config: Any) -> None:
 
     from hivetrain.callbacks.replayable import check_dropout
     from hivetrain.chain.address import open_chain
+    from hivetrain.contribution.audit import Verdict
     from hivetrain.data.reader import SlotReader
     from hivetrain.keys import Wallet
+    from hivetrain.metrics.server import MetricsServer, new_registry
+    from hivetrain.metrics.validator import ValidatorMetrics
     from hivetrain.validator.auditor import Auditor
+    from hivetrain.validator.bulletin import Bulletin
     from hivetrain.validator.following import FollowedSwarm
     from hivetrain.validator.intake import Admission
     from hivetrain.validator.schema import Database
     from hivetrain.validator.state import State
+    from hivetrain.validator.tempos import Status
     from hivetrain.validator.validator import Validator
+    from hivetrain.validator.watch import Watchers
 
     run, replay, scoring = config.run, config.replay, config.scoring
     check_dropout(config.model)
     hotkey = Wallet(config.chain.wallet, config.chain.hotkey, config.chain.wallet_path).load()
     with ExitStack() as opened:
         chain = opened.enter_context(open_chain(config.chain.address, hotkey))
-        _look(chain, config.chain.timeout_s, scoring.submit_margin)
+        view = _look(chain, config.chain.timeout_s, scoring.submit_margin)
+        watchers: list[Any] = []
+        if config.metrics.port is not None:
+            registry = new_registry("validator")
+            opened.enter_context(MetricsServer(config.metrics.port, config.metrics.host, registry))
+            metrics = ValidatorMetrics(registry, Verdict, Status)
+            neuron = view.neuron(hotkey.address)
+            metrics.began(run.run_id, hotkey.address, None if neuron is None else neuron.uid)
+            watchers.append(metrics)
         state = State(Database(config.state))
         opened.callback(state.close)
         state.open(run_id=run.run_id, hotkey=hotkey.address)
@@ -142,12 +162,16 @@ def _score(config: Any) -> None:
             run.run_id, config.model, followed.trainable_params, reader,
             run.compression, replay.device, replay.precision, replay.rows,
         )  # fmt: skip
-        validator = Validator(chain, followed, state, admission, auditor, scoring, config.chain.timeout_s)
+        tempo_s = view.tempo * view.rules.block_time_s
+        watchers.append(Bulletin(run.run_id, hotkey, followed.publish, lifetime_s=3 * tempo_s))
+        validator = Validator(
+            chain, followed, state, admission, auditor, scoring, config.chain.timeout_s, watcher=Watchers(watchers)
+        )
         validator.run_forever(threading.Event().wait)
 
 
-def _look(chain: "Chain", timeout_s: float, submit_margin: int | None) -> None:
-    """Refuse a chain that cannot work, before anything is joined; wait for one that does not answer yet."""
+def _look(chain: "Chain", timeout_s: float, submit_margin: int | None) -> "Snapshot":
+    """The chain as it is now. Refuses one that cannot work, before anything is joined; waits for a silent one."""
     import threading
     import time
 
@@ -167,3 +191,4 @@ def _look(chain: "Chain", timeout_s: float, submit_margin: int | None) -> None:
             threading.Event().wait(1)
     if view.neuron(chain.hotkey) is None:
         raise UserError(f"hotkey {chain.hotkey} is not registered: hivetrain chain register --chain ... --wallet ...")
+    return view

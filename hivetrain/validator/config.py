@@ -95,6 +95,19 @@ class ReplayOptions:
 
 
 @dataclass(frozen=True)
+class MetricsOptions:
+    """Where to serve Prometheus metrics.
+
+    Args:
+        port: None: nowhere.
+        host: the interface; there is no authentication.
+    """
+
+    port: int | None = None
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class ScoringOptions:
     """From verdicts to weights. The same for all validators of a run, so that they agree.
 

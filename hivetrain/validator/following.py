@@ -137,6 +137,15 @@ class FollowedSwarm:
         except _FAULTS as error:
             raise SwarmFault(f"the DHT cannot be read: {error or type(error).__name__}") from error
 
+    def publish(self, key: str, subkey: bytes, value: bytes, expires: float) -> bool:
+        """Stores a record that a hotkey sealed; returns whether it was taken. Raises SwarmFault."""
+        if self._observer is None:
+            return False
+        try:
+            return self._observer.publish(key, subkey, value, expires, self._options.timeout_s)
+        except _FAULTS as error:
+            raise SwarmFault(f"the DHT cannot be written: {error or type(error).__name__}") from error
+
     def _reopen(self) -> None:
         logger.warning("the DHT node has ended; joining the swarm again")
         self.close()

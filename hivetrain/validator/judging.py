@@ -18,6 +18,7 @@ from hivetrain.validator.auditor import Auditor
 from hivetrain.validator.intake import check_positions, match, without_reveal
 from hivetrain.validator.run import FollowedRun
 from hivetrain.validator.state import OpenRecord, State
+from hivetrain.validator.watch import ValidatorWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Judge:
         auditor: replays.
         timeout_s: limit for one call to the chain.
         clock: monotonic seconds.
+        watcher: told of replays and verdicts.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Judge:
         auditor: Auditor,
         timeout_s: float,
         clock: Callable[[], float],
+        watcher: ValidatorWatcher,
     ) -> None:
+        self._watcher = watcher
         self._chain, self._run, self._state, self._rules = chain, run, state, rules
         self._auditor, self._timeout_s, self._clock = auditor, timeout_s, clock
 
@@ -121,6 +125,7 @@ class Judge:
         """Writes a verdict down; inside a transaction."""
         work = record.contribution
         self._state.judge(record.commitment, found)
+        self._watcher.judged(str(found.verdict), work.samples)
         level = logging.WARNING if found.verdict in _ACCUSED else logging.INFO if found.leaves else logging.DEBUG
         logger.log(level, "swarm epoch %d, %s: %s: %s", work.swarm_epoch, work.hotkey, found.verdict, found.reason)
 
@@ -132,8 +137,12 @@ class Judge:
             reason = f"The params of swarm epoch {work.swarm_epoch} are not kept: raise run.keep_epochs."
             logger.warning("%s: unjudged: %s", work.hotkey, reason)
             return Audit(Verdict.UNJUDGED, reason)
+        began = self._clock()
         try:
-            return self._auditor.audit(record, params)
+            found = self._auditor.audit(record, params)
+            if found.leaves:
+                self._watcher.audited(self._clock() - began)
+            return found
         except Exception as error:  # one record may not hold up the pay of all others
             known = isinstance(error, (DataError, torch.OutOfMemoryError))
             logger.warning(

@@ -230,6 +230,16 @@ class State:
             for row in self.database.rows(query, *values)
         ]  # fmt: skip
 
+    def count_open(self) -> int:
+        """Records without a verdict."""
+        row = self.database.one("SELECT count(*) FROM records WHERE verdict IS NULL")
+        return 0 if row is None else int(row[0])
+
+    def last_objections(self, tempo: int) -> dict[str, str]:
+        """By hotkey, why its last unpaid contribution of a tempo was not paid."""
+        query = "SELECT hotkey, reason FROM records WHERE tempo = ? AND verdict NOT IN (?, ?) ORDER BY swarm_epoch"
+        return dict(tuple(row) for row in self.database.rows(query, tempo, Verdict.PASSED, Verdict.NOT_DRAWN))
+
     def set_drawn(self, commitment: bytes, drawn: Sequence[int], beacon_hash: str) -> None:
         self.database.write(
             "UPDATE records SET drawn = ?, beacon_hash = ? WHERE commitment = ?",

@@ -9,6 +9,7 @@ import logging
 from hivetrain.chain.base import Chain, Code, LedgerError, Neuron, Outcome, Receipt, Snapshot
 from hivetrain.validator.state import State
 from hivetrain.validator.tempos import UNFINISHED, Status, Tempo, Tempos
+from hivetrain.validator.watch import ValidatorWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,14 @@ class Submission:
         version_key: version of the scoring rules.
         most_attempts: how often the weights of one tempo are sent.
         timeout_s: limit for one call.
+        watcher: told what became of weights.
     """
 
     def __init__(
-        self, chain: Chain, state: State, tempos: Tempos, version_key: int, most_attempts: int, timeout_s: float
-    ) -> None:
+        self, chain: Chain, state: State, tempos: Tempos, version_key: int, most_attempts: int, timeout_s: float,
+        watcher: ValidatorWatcher,
+    ) -> None:  # fmt: skip
+        self._watcher = watcher
         self._chain, self._state, self._tempos = chain, state, tempos
         self._version_key, self._most_attempts, self._timeout_s = version_key, most_attempts, timeout_s
 
@@ -92,6 +96,7 @@ class Submission:
     def _settle(self, tempo: Tempo, status: Status, receipt: str, retry_block: int = 0) -> None:
         with self._state.transaction():
             self._tempos.settle(tempo, status, receipt, retry_block)
+        self._watcher.weighed(str(status), len(tempo.weights))
         done = status in (Status.SET, Status.SEALED)
         log = logger.info if done else logger.error if status is Status.FAILED else logger.warning
         log("weights of tempo %d: %s: %s", tempo.block, status if done else f"not set ({status})", receipt)

@@ -22,6 +22,7 @@ from hivetrain.validator.run import FollowedRun, SwarmFault
 from hivetrain.validator.state import OpenRecord, State
 from hivetrain.validator.submission import Submission
 from hivetrain.validator.tempos import Tempos, ends_between, last_end, margin_of
+from hivetrain.validator.watch import ValidatorWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Validator:
         options: of the scoring.
         timeout_s: limit for one call to the chain.
         clock: monotonic seconds; bounds how long a round audits.
+        watcher: follows what it does.
     """
 
     def __init__(
@@ -52,14 +54,16 @@ class Validator:
         options: ScoringOptions,
         timeout_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        watcher: ValidatorWatcher | None = None,
     ) -> None:
+        self._watcher = watcher or ValidatorWatcher()
         self._chain, self._run, self._state, self._options = chain, run, state, options
         self._timeout_s, self._clock = timeout_s, clock
         self._tempos = Tempos(state.database)
         self._poller = Poller(chain, run, state, admission, auditor, timeout_s)
-        self._judge = Judge(chain, run, state, admission.rules, auditor, timeout_s, clock)
+        self._judge = Judge(chain, run, state, admission.rules, auditor, timeout_s, clock, self._watcher)
         self._submission = Submission(
-            chain, state, self._tempos, options.version_key, options.most_attempts, timeout_s
+            chain, state, self._tempos, options.version_key, options.most_attempts, timeout_s, self._watcher
         )  # fmt: skip
         self._poll_s = options.poll_s or 1.0
         self.faults = 0
@@ -84,6 +88,7 @@ class Validator:
                 if isinstance(error, LedgerError) and error.code is Code.CLOSED:
                     raise
                 failed, self.faults = failed + 1, self.faults + 1
+                self._watcher.failed(_source(error))
                 logger.warning("round cut short (%d in a row): %s", failed, error)
             except UserError:
                 raise
@@ -100,6 +105,7 @@ class Validator:
             LedgerError: the chain failed.
             SwarmFault: the swarm failed; what does not need it has been done.
         """
+        began = self._clock()
         view = self._chain.snapshot(self._timeout_s)
         margin = margin_of(view, self._options.submit_margin)
         self._poll_s = self._options.poll_s or min(6.0, max(0.1, view.rules.block_time_s / 2 or 1.0))
@@ -113,6 +119,7 @@ class Validator:
         self._judge.draw(view.block)
         busy = self._judge.judge(self._poll_s, ends[-1] if ends else None)
         self._judge.check_sums(self._run.epoch - MOST_EPOCHS)
+        self._watcher.polled(view.block, self._run.epoch, self._state.count_open(), self._clock() - began)
         self._score(view, margin, ends, fault is None)
         self._submission.step(view)
         if fault is not None:
@@ -157,9 +164,14 @@ class Validator:
             oldest = end - self._options.keep_tempos * view.tempo
             self._state.prune(oldest)
             self._tempos.prune(oldest)
+        self._watcher.scored(end, scores, averages, weights, self._state.last_objections(end))
         forfeited = [hotkey for hotkey, score in scores.items() if score.forfeited]
         logger.info(
             "tempo %d: %d verified samples of %d hotkeys, %d weights%s",
             end, sum(score.samples for score in scores.values()), len(scores), len(weights),
             f"; forfeited: {', '.join(forfeited)}" if forfeited else "",
         )  # fmt: skip
+
+
+def _source(error: Exception) -> str:
+    return "chain" if isinstance(error, LedgerError) else "data" if isinstance(error, DataError) else "dht"
