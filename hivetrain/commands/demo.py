@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audit-probability", type=float, default=0.25, help="share of contributions audited (default: %(default)s)"
     )
     parser.add_argument("--swarm-epochs", type=int, default=60, help="global updates to make (default: %(default)s)")
+    parser.add_argument("--no-dashboard", action="store_true", help="do not serve a dashboard of the run")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="directory for summary.json, loss.png, reports and logs"
     )
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.audit_probability <= 1:
         raise UserError("--audit-probability must lie between 0 and 1")
     options = Options(
-        args.miners, args.validators, cheats, args.audit_probability, args.swarm_epochs, args.out, args.seed,
-        args.timeout_s,
+        args.miners, args.validators, cheats, args.audit_probability, args.swarm_epochs, not args.no_dashboard,
+        args.out, args.seed, args.timeout_s,
     )  # fmt: skip
     return run_demo(options, Console())

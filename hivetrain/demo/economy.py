@@ -58,6 +58,8 @@ class Economy:
             self.fleet.start(name, self._validator_arguments(name))
         for slot, name in enumerate(options.miner_names):
             self.fleet.start(name, self._miner_arguments(name, slot))
+        if options.dashboard:
+            self.console.print(f"dashboard: {self._start_dashboard()}")
         for kind, names in (("miners", options.miner_names), ("validators", options.validator_names)):
             if names:
                 pids = ", ".join(f"{name} is pid {self.fleet.pid(name)}" for name in names)
@@ -123,6 +125,17 @@ class Economy:
         self.fleet.start("bootstrap", arguments)
         return self._wait_for("bootstrap", file, lambda text: str(json.loads(text)["url"]))
 
+    def _start_dashboard(self) -> str:
+        file = self.options.out / "dashboard.address"
+        file.unlink(missing_ok=True)
+        arguments = [
+            *("dashboard", "--run-id", self._run_id, "--initial-peers", self.bootstrap, "--chain", self.chain),
+            *("--port", "0", "--interval", "1", "--db", str(self.options.out / "dashboard.sqlite3")),
+            *("--address-file", str(file)),
+        ]
+        self.fleet.start("dashboard", arguments)
+        return self._wait_for("dashboard", file, lambda text: text.strip())
+
     def _wait_for(self, name: str, file: Path, parse: Callable[[str], str]) -> str:
         deadline = time.monotonic() + _START_S
         while not file.exists():
@@ -142,6 +155,7 @@ class Economy:
             "stop.epochs": self.options.swarm_epochs,
             "report": "hivetrain.callbacks.MinerReport",
             "report.path": self.options.out / f"{name}.jsonl",
+            **({"status": "hivetrain.callbacks.SwarmStatus"} if self.options.dashboard else {}),
             "contribute": publisher,
             **({"contribute.kind": cheat} if cheat else {}),
             "contribute.chain": self.chain,

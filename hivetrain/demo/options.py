@@ -16,6 +16,7 @@ class Options:
         cheats: kinds of dishonest miners (see ``demo.cheats``), one miner each; the last ones cheat.
         audit_probability: share of contributions that are audited.
         swarm_epochs: global updates to make.
+        dashboard: show the run in a browser.
         out: directory for summary, plot, reports, logs and the ledger.
         seed: seed of model and data assignment.
         timeout_s: the demo is given up after this many seconds.
@@ -26,6 +27,7 @@ class Options:
     cheats: tuple[str, ...] = ("free-rider",)
     audit_probability: float = 0.25
     swarm_epochs: int = 60
+    dashboard: bool = True
     out: Path = Path("out")
     seed: int = 0
     timeout_s: float = 900.0
