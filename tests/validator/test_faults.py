@@ -10,10 +10,12 @@ from hivetrain.chain.base import Code, LedgerError, Outcome, Receipt
 from hivetrain.chain.local import LocalChain
 from hivetrain.contribution.audit import Verdict
 from hivetrain.errors import UserError
+from hivetrain.keys import Hotkey
 from hivetrain.validator.config import ChainOptions, ReplayOptions, RunOptions, ScoringOptions
 from hivetrain.validator.schema import Database
 from hivetrain.validator.state import State
 from hivetrain.validator.submission import Submission
+from hivetrain.validator.watch import ValidatorWatcher
 
 END = 2 * TEMPO - 2
 
@@ -435,9 +437,9 @@ def test_the_submission_needs_a_registered_hotkey(world, faulty):
     miner = Miner(world, "miner")
     play_until(world, END - 1, faulty, miner)
     tempos = faulty.validator._tempos
-    stranger = LocalChain(world.path, world.miners[0].hotkey.__class__.throwaway())
+    stranger = LocalChain(world.path, Hotkey.throwaway())
     world.advance()
-    submission = Submission(stranger, faulty.state, tempos, 0, 5, T)
+    submission = Submission(stranger, faulty.state, tempos, 0, 5, T, ValidatorWatcher())
     faulty.chain.faults["submit"] = iter([Code.UNREACHABLE])
     faulty.round()
     submission.step(faulty.chain.snapshot(T))
