@@ -51,12 +51,14 @@ class OneReplayEach(Replayer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.known: dict[tuple[int, Position, int, int], Replayed] = {}
+        self.known: dict[tuple[int, Position, int, int, str | None], Replayed] = {}
 
-    def replay(self, seed: bytes, slot: int, contribution: Contribution, offset: int) -> Replayed:
-        key = slot, contribution.first, offset, contribution.batch_size
+    def replay(
+        self, seed: bytes, slot: int, contribution: Contribution, offset: int, precision: str | None = None
+    ) -> Replayed:
+        key = slot, contribution.first, offset, contribution.batch_size, precision
         if key not in self.known:
-            self.known[key] = super().replay(seed, slot, contribution, offset)
+            self.known[key] = super().replay(seed, slot, contribution, offset, precision)
         return self.known[key]
 
 
