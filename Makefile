@@ -25,7 +25,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[chain,wandb,plot,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[chain,wandb,plot,energy,dev]"
 	touch $(READY)
 
 clean:

@@ -170,21 +170,37 @@ class Follower:
         self.digest = params_digest(self._module)
 
     def _resynchronise(self, view: SwarmView) -> list[Followed]:
-        """Takes over the peers' state; the epochs in between are lost."""
+        """Takes over the peers' state; the epochs in between are lost.
+
+        Where the machine's arithmetic is not the peers', that is the way on at every epoch. None is lost then: the
+        params are the peers' own, and only the averaged gradient stays unchecked.
+        """
         try:
             snapshot = self._observer.download(view, self._module, self._optimizer)
         except (StateError, TimeoutError) as error:
             logger.warning("cannot get the run's state: %s", error)
             return []
-        first = self.epoch if self.digest else snapshot.epoch
-        lost = [Followed(e, self.digest if e == self.epoch else "", None) for e in range(first, snapshot.epoch)]
+        ended = [self._seen(epoch, view) for epoch in range(self.epoch, snapshot.epoch)] if self.digest else []
         if self.digest:
             self.resynchronised += 1
-            logger.warning("resynchronised from swarm epoch %d to %d", self.epoch, snapshot.epoch)
+            lost = sum(entry.update is None for entry in ended)
+            logger.warning(
+                "took over the peers' state of swarm epoch %d from %d; %d epochs are lost",
+                snapshot.epoch, self.epoch, lost,
+            )  # fmt: skip
         self._take_over(snapshot)
-        self._files.stage(snapshot, None)
+        self._files.stage(snapshot, ended[-1] if len(ended) == 1 else None)
         self._files.settle()
-        return lost
+        return ended
+
+    def _seen(self, epoch: int, view: SwarmView) -> Followed:
+        """An epoch whose update was not applied. Of the current one the params are known all the same."""
+        if epoch != self.epoch:
+            return Followed(epoch, "", None)
+        try:
+            return Followed(epoch, self.digest, self._observer.header(epoch, view))
+        except (StateError, TimeoutError):
+            return Followed(epoch, self.digest, None)
 
     def _take_over(self, snapshot: Snapshot) -> None:
         load_snapshot(snapshot, self._module, self._optimizer)

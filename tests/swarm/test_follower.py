@@ -168,6 +168,28 @@ def test_updates_that_never_lead_to_the_peers_params_are_not_reported(tmp_path):
     assert not list(tmp_path.glob("*.staged"))
 
 
+def test_a_machine_with_another_arithmetic_follows_by_taking_over_the_state(tmp_path):
+    snapshot, updates, digest = trained(1)
+    other = replace(updates[0], average=updates[0].average * 1.001)  # stands for another rounding
+
+    class Run(ScriptedRun):
+        def header(self, epoch, view):
+            return replace(updates[epoch], average=None)
+
+        def download(self, view, module, optimizer):
+            follower = follower_of(ScriptedRun(updates, digest), snapshot, tmp_path / "donor")
+            follower.advance()
+            return follower._files.latest()
+
+    follower = follower_of(Run([other], digest), snapshot, tmp_path / "own")
+    followed = follower.advance()
+    assert followed == [Followed(0, snapshot.digest, replace(updates[0], average=None))]
+    assert (follower.epoch, follower.digest, follower.resynchronised) == (1, digest, 1)
+    resumed = Follower(follower._module, follower._optimization, follower._observer, follower._files)
+    resumed.recall()
+    assert resumed.advance() == followed
+
+
 def test_old_epochs_are_removed_and_a_half_written_one_is_forgotten(tmp_path):
     snapshot, updates, digest = trained(4)
     files = EpochFiles(tmp_path, keep=2)
