@@ -38,6 +38,10 @@ usage: {program} [-c CONFIG] [--KEY.SUBKEY VALUE ...]
       --checkpoint.every_n_epochs 10       checkpoints, in --checkpoint.dirpath
       --sample.prompt "The state"          print a continuation now and then
       --report.path report.jsonl           what this miner did, one JSON line for each swarm epoch
+      --contribute.chain ledger.db         be audited and paid; --contribute=hivetrain.callbacks.ContributionPublisher
+      --status.heldout_every 5             tell dashboards; --status=hivetrain.callbacks.SwarmStatus
+      --metrics.port 9100                  serve Prometheus metrics, on loopback
+      --energy.every_s 10                  joules, where the machine has a counter
       --stop.epochs 100                    end at this swarm epoch
   --seed_everything N       seed of all random states
   --ckpt_path PATH          resume from, or evaluate, this checkpoint

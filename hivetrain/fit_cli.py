@@ -58,7 +58,7 @@ class HiveArgumentParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what ``run`` turns into a UserError."""
-        raise _ConfigError(message) from ex
+        raise ConfigError(message) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -145,10 +145,10 @@ def run(command: str, arguments: Sequence[str]) -> int:
     Raises:
         UserError: If the configuration cannot be read, or what it asks for cannot be done.
     """
-    with _orderly_end() as received:
+    with orderly_end() as received:
         try:
             HiveCLI(command, arguments)
-        except _ConfigError as error:
+        except ConfigError as error:
             raise UserError(describe(str(error), arguments)) from error
         except OmegaConfBaseException as error:
             key = str(error.full_key or "").removeprefix(f"{command}.")
@@ -165,7 +165,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-class _ConfigError(UserError):
+class ConfigError(UserError):
     """The parser's own words, still to be put into one clear line."""
 
 
@@ -188,7 +188,7 @@ def _user_error(error: BaseException) -> UserError:
 
 
 @contextmanager
-def _orderly_end() -> Iterator[list[int]]:
+def orderly_end() -> Iterator[list[int]]:
     """Turn the first SIGINT or SIGTERM into an exception in the main thread, and end the process if that takes long.
 
     Yields the signals received. Later ones are ignored, so that an impatient user does not interrupt the clean-up.

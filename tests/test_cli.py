@@ -235,7 +235,7 @@ STUCK = """
 import subprocess, sys, time
 from hivetrain import fit_cli
 fit_cli.ENDING_S = 0.5
-with fit_cli._orderly_end():
+with fit_cli.orderly_end():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     print(child.pid, flush=True)
     try:

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(_PAGE.format(program="hivetrain score"))
         return 0
-    from hivetrain.fit_cli import _orderly_end
+    from hivetrain.fit_cli import orderly_end
 
-    with _orderly_end() as received:
+    with orderly_end() as received:
         try:
             _score(parse(["--help" if argument == "--help_all" else argument for argument in arguments]))
         except (SystemExit, KeyboardInterrupt) as end:
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Any:
     from hivetrain.config_errors import describe
     from hivetrain.contribution.rules import AuditRules
     from hivetrain.errors import UserError
-    from hivetrain.fit_cli import HiveArgumentParser, _ConfigError
+    from hivetrain.fit_cli import ConfigError, HiveArgumentParser
     from hivetrain.validator.config import ChainOptions, MetricsOptions, ReplayOptions, RunOptions, ScoringOptions
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str]) -> Any:
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     try:
         return parser.instantiate_classes(parser.parse_args([*_DEFAULTS, *arguments]))
-    except _ConfigError as error:
+    except ConfigError as error:
         message = str(error)
         told = describe(message, arguments) if message.startswith("Parser key") else " ".join(message.split())
         raise UserError(told) from error
