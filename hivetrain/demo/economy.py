@@ -145,24 +145,31 @@ class Economy:
         return parse(file.read_text())
 
     def _miner_arguments(self, name: str, slot: int) -> list[str]:
-        cheat = self.options.cheat_of(name)
-        publisher = "hivetrain.demo.cheats.CheatingPublisher" if cheat else "hivetrain.callbacks.ContributionPublisher"
         settings = {
             "seed_everything": self.options.seed,
             "trainer.strategy.run_id": self._run_id,
             "trainer.strategy.initial_peers": self.bootstrap,
             "data.seed": self.options.seed,
+            "data.slot": slot,
             "stop.epochs": self.options.swarm_epochs,
             "report": "hivetrain.callbacks.MinerReport",
             "report.path": self.options.out / f"{name}.jsonl",
             **({"status": "hivetrain.callbacks.SwarmStatus"} if self.options.dashboard else {}),
+            **(self._contribution_settings(name) if self.options.validators else {}),
+        }
+        return ["fit", "--config", str(MINER_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
+
+    def _contribution_settings(self, name: str) -> dict[str, Any]:
+        """What makes a miner commit to its work; without validators nobody would look at it."""
+        cheat = self.options.cheat_of(name)
+        publisher = "hivetrain.demo.cheats.CheatingPublisher" if cheat else "hivetrain.callbacks.ContributionPublisher"
+        return {
             "contribute": publisher,
             **({"contribute.kind": cheat} if cheat else {}),
             "contribute.chain": self.chain,
             **{f"contribute.{key}": value for key, value in self.subnet.key_arguments(name).items()},
             "contribute.rules": json.dumps(vars(self.options.rules)),
         }
-        return ["fit", "--config", str(MINER_CONFIG), *(f"--{key}={value}" for key, value in settings.items())]
 
     def _validator_arguments(self, name: str) -> list[str]:
         settings = {
@@ -195,6 +202,8 @@ def run_demo(options: Options, console: Console) -> int:
         raise UserError("--miners and --swarm-epochs must be at least 1, --validators at least 0")
     if len(options.cheats) >= options.miners:
         raise UserError("at least one miner must be honest: raise --miners or give fewer --cheats")
+    if options.cheats and not options.validators:
+        raise UserError("without validators nobody catches a cheat: raise --validators, or give --cheats none")
     with _sigterm_raises(), Fleet(options.out / "logs") as fleet:
         economy = Economy(options, fleet, console)
         economy.start()
