@@ -11,7 +11,7 @@ def scene(tmp_path):
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not run on in the tests of others
 def browser():
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from audited_miner import EPOCHS, RULES, main, small_data, small_model
-from conftest import FORKSERVER
+from peers import FORKSERVER
 
 from hivetrain.chain.base import Deadline, Rules
 from hivetrain.chain.ledger import Ledger

@@ -4,7 +4,7 @@ import signal
 import time
 
 import pytest
-from conftest import Swarm, assert_one_state, assert_truthful, committed, wait_until
+from peers import Swarm, assert_one_state, assert_truthful, committed, wait_until
 
 from hivetrain.swarm import start_dht, visible_maddrs
 

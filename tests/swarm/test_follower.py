@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import worker
-from conftest import assert_one_state, committed, wait_until
+from peers import assert_one_state, committed, wait_until
 
 from hivetrain.averaging.observer import SwarmObserver
 from hivetrain.averaging.progress import Progress, SwarmView

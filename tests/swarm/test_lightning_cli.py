@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import wait_until
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
+from peers import wait_until
 from solo import Module, OnBatch, fit, loader, make_trainer
 
 import hivetrain  # noqa: F401  # registers the alias

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import worker
-from conftest import wait_until
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from peers import wait_until
 from solo import Module, OnBatch, distance, fit, loader, make_trainer
 
 from hivetrain.averaging.state import params_digest

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 import worker
-from conftest import assert_one_state, assert_truthful, committed, wait_until
 from hivemind.dht.crypto import RSASignatureValidator
 from members import FINGERPRINT, make_exchanges, make_group, make_offer, run_exchanges
+from peers import assert_one_state, assert_truthful, committed, wait_until
 
 from hivetrain.averaging.codecs import make_codec
 from hivetrain.averaging.held import HeldState

@@ -4,7 +4,7 @@ import random
 import signal
 
 import pytest
-from conftest import assert_one_state, assert_truthful, committed
+from peers import assert_one_state, assert_truthful, committed
 
 EPOCHS, MIN_PEERS, MAX_PEERS = 50, 2, 4
 OPTIONS = {"timeout": 15.0, "record_ttl": 20.0, "matchmaking": 2.0, "width": 30_000, "encode_s": 0.1}
