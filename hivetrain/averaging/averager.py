@@ -1,40 +1,29 @@
-"""The peer's side of the swarm's protocol: group, exchange, vote.
+"""The peer's side of the swarm's protocol: group, exchange, vote."""
 
-It serves remote calls on the network loop of this process (hivemind's averager is a process of its own; here the only
-extra processes are the DHT node and its libp2p daemon, so there is less that can be left behind).
-"""
-
-import asyncio
-import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from collections.abc import AsyncIterator as AsyncIteratorABC
+from collections.abc import Callable
 from dataclasses import replace
-from typing import AsyncIterator  # noqa: UP035  # hivemind reads the annotations of rpc_* and knows this one only
 
 import torch
 from hivemind.dht import DHT
-from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
-from hivemind.proto import averaging_pb2, runtime_pb2
+from hivemind.p2p import P2P
 
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Stages
-from hivetrain.averaging.exchange import ExchangeError, Layout
 from hivetrain.averaging.group import Group, Matchmaker, Offer
+from hivetrain.averaging.layout import Layout
+from hivetrain.averaging.libp2p import LibP2PChannel, RoundService
 from hivetrain.averaging.report import Outcome, RoundReport
-from hivetrain.averaging.round import Round, Verdict
+from hivetrain.averaging.round import Round, RoundTable, Verdict
 from hivetrain.averaging.staged import StagedExchange
-from hivetrain.averaging.transfer import NETWORK_ERRORS
+from hivetrain.averaging.transport import Channel
 
 logger = logging.getLogger(__name__)
 
-_EARLY_S = 10.0  # how long a groupmate's message may be ahead of the group's own arrival here
-_MAX_EARLY = 256
 
-
-class Averager(ServicerBase):
+class Averager:
     """Runs rounds with other peers.
 
     Args:
@@ -53,29 +42,27 @@ class Averager(ServicerBase):
         self._dht, self._prefix, self._codec = dht, prefix, codec
         self._matchmaking_time_s, self._part_timeout_s = matchmaking_time_s, part_timeout_s
         self._client_mode, self._max_samples = client_mode, max_samples
-        self._rounds: dict[bytes, Round] = {}
-        self._new_round = asyncio.Condition()
-        self._early = 0
 
     async def start(self, p2p: P2P) -> None:
         """Begins to serve through the DHT node's libp2p daemon."""
-        self._p2p = p2p
-        self._matchmaker = Matchmaker(
+        self._p2p, self._rounds = p2p, RoundTable()
+        self._service = RoundService(p2p, self._prefix, self._rounds, self._part_timeout_s)
+        self._matchmaker = self._service.matchmaker = Matchmaker(
             self._p2p,
             self._dht,
-            type(self),
+            RoundService,
             self._prefix,
             hashlib.sha256(self._prefix.encode()).digest(),
             self._matchmaking_time_s,
             self._client_mode,
         )
         if not self._client_mode:
-            await self.add_p2p_handlers(self._p2p, namespace=self._prefix)
+            await self._service.start()
 
     async def stop(self) -> None:
         """Stops serving."""
         if not self._client_mode:
-            await self.remove_p2p_handlers(self._p2p, namespace=self._prefix)
+            await self._service.stop()
 
     async def average(
         self,
@@ -145,110 +132,11 @@ class Averager(ServicerBase):
 
         exchange = StagedExchange(me, weights, layout, stages, self._codec, self._part_timeout_s)
         round_ = Round(group, me, exchange, self._part_timeout_s)
-        async with self._new_round:
-            self._rounds[group.name] = round_
-            self._new_round.notify_all()
-
-        def open_stream(stage: int, member: int, parts: AsyncIteratorABC[bytes]) -> AsyncGenerator[bytes, None]:
-            return self._open_stream(group.name + bytes([stage]), group.peer_ids[member], parts)
-
-        async def send_ballot(member: int, ballot: bytes) -> bytes:
-            return await self._send_ballot(group.name, group.peer_ids[member], ballot)
-
+        await self._rounds.add(round_)
+        channels: dict[int, Channel] = {
+            member: LibP2PChannel(self._service, group, member) for member in range(len(group.peer_ids)) if member != me
+        }
         try:
-            return await round_.run(open_stream, send_ballot, timeout_s)
+            return await round_.run(channels, timeout_s)
         finally:
-            asyncio.get_running_loop().call_later(2 * self._part_timeout_s, self._rounds.pop, group.name, None)
-
-    async def rpc_join_group(
-        self, request: averaging_pb2.JoinRequest, context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.MessageFromLeader]:
-        """A peer wants to join the group that is forming here."""
-        if not self._matchmaker.accepts(request):
-            yield averaging_pb2.MessageFromLeader(code=averaging_pb2.PROTOCOL_VIOLATION)
-            return
-        async for response in self._matchmaker.answer(request, context):
-            yield response
-
-    async def rpc_exchange(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
-        """A groupmate sends its parts of our slice and receives the averages."""
-        first = await asyncio.wait_for(anext(aiter(stream)), self._part_timeout_s)
-        name, stage = first.group_id[:-1], first.group_id[-1:]
-        round_ = await self._round_of(name)
-        if round_ is None or not stage or context.remote_id not in round_.group.peer_ids:
-            yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
-            return
-        member = round_.group.peer_ids.index(context.remote_id)
-
-        async def parts() -> AsyncIteratorABC[bytes]:
-            yield first.tensor_part.buffer
-            async for message in stream:
-                yield message.tensor_part.buffer
-
-        try:
-            async for average in round_.exchange.serve(stage[0], member, parts()):
-                yield averaging_pb2.AveragingData(
-                    code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=average)
-                )
-        except ExchangeError:
-            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED)
-
-    async def rpc_vote(self, request: averaging_pb2.AveragingData, context: P2PContext) -> averaging_pb2.AveragingData:
-        """A groupmate tells its ballot; the answer is ours."""
-        round_ = await self._round_of(request.group_id)
-        if round_ is None or context.remote_id not in round_.group.peer_ids:
-            return averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
-        member = round_.group.peer_ids.index(context.remote_id)
-        try:
-            ballot = await round_.answer_ballot(member, request.tensor_part.buffer)
-        except TimeoutError:
-            return averaging_pb2.AveragingData(code=averaging_pb2.INTERNAL_ERROR)
-        return averaging_pb2.AveragingData(
-            code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=ballot)
-        )
-
-    async def _round_of(self, group_id: bytes) -> Round | None:
-        """The round, waiting a little for one that a groupmate learned of before this peer did."""
-        if group_id in self._rounds or self._early >= _MAX_EARLY:
-            return self._rounds.get(group_id)
-        self._early += 1
-        try:
-            async with self._new_round:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._new_round.wait_for(lambda: group_id in self._rounds), _EARLY_S)
-        finally:
-            self._early -= 1
-        return self._rounds.get(group_id)
-
-    async def _open_stream(
-        self, group_and_stage: bytes, peer_id: PeerID, parts: AsyncIteratorABC[bytes]
-    ) -> AsyncGenerator[bytes, None]:
-        async def messages() -> AsyncIteratorABC[averaging_pb2.AveragingData]:
-            name = group_and_stage
-            async for part in parts:
-                yield averaging_pb2.AveragingData(
-                    code=averaging_pb2.PART_FOR_AVERAGING, group_id=name, tensor_part=runtime_pb2.Tensor(buffer=part)
-                )
-                name = b""  # the first message names the group
-
-        try:
-            stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
-            async for message in await stub.rpc_exchange(messages()):
-                if message.code != averaging_pb2.AVERAGED_PART:
-                    raise ExchangeError(f"{str(peer_id)[-8:]} has given up")
-                yield message.tensor_part.buffer
-        except NETWORK_ERRORS as error:
-            raise ExchangeError(f"{str(peer_id)[-8:]} is gone: {error}") from error
-
-    async def _send_ballot(self, group_id: bytes, peer_id: PeerID, ballot: bytes) -> bytes:
-        message = averaging_pb2.AveragingData(group_id=group_id, tensor_part=runtime_pb2.Tensor(buffer=ballot))
-        try:
-            stub = self.get_stub(self._p2p, peer_id, namespace=self._prefix)
-            answer = await stub.rpc_vote(message, timeout=self._part_timeout_s)
-        except (*NETWORK_ERRORS, TimeoutError) as error:
-            raise ExchangeError(f"no answer of {str(peer_id)[-8:]}: {error}") from error
-        if answer.code != averaging_pb2.AVERAGED_PART:
-            raise ExchangeError(f"{str(peer_id)[-8:]} does not know the group")
-        return bytes(answer.tensor_part.buffer)
+            self._rounds.forget(round_, 2 * self._part_timeout_s)
