@@ -10,17 +10,23 @@ import torch
 from hivemind.dht import DHT
 from hivemind.p2p import P2P
 
+from hivetrain.averaging.blame import Blame
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Stages
+from hivetrain.averaging.direct.bucket import TokenBucket
+from hivetrain.averaging.direct.options import DirectOptions
+from hivetrain.averaging.direct.paths import Paths
 from hivetrain.averaging.group import Group, Matchmaker, Offer
-from hivetrain.averaging.layout import Layout
 from hivetrain.averaging.libp2p import LibP2PChannel, RoundService
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.round import Round, RoundTable, Verdict
+from hivetrain.averaging.rules import RULES, Rule
 from hivetrain.averaging.staged import StagedExchange
 from hivetrain.averaging.transport import Channel
 
 logger = logging.getLogger(__name__)
+
+_BLAME_ROUNDS = 12  # twice the longest round: a silent member is given up after a sixth of that
 
 
 class Averager:
@@ -33,20 +39,28 @@ class Averager:
         matchmaking_time_s: how long a round waits for peers that have not come yet.
         part_timeout_s: longest silence of a groupmate during an exchange.
         max_samples: cap on a member's averaging weight, given the number of members.
+        rule: how the members' gradients become one; part of the run's settings.
+        direct: how this peer takes part in direct links; None: it uses libp2p alone.
+        max_upload_mbit_s: limit on what this peer sends in exchanges, over all members.
     """
 
     def __init__(
         self, dht: DHT, prefix: str, codec: Codec, *, matchmaking_time_s: float, part_timeout_s: float,
-        client_mode: bool, max_samples: Callable[[int], int],
+        client_mode: bool, max_samples: Callable[[int], int], rule: Rule = RULES["mean"],
+        direct: DirectOptions | None = None, max_upload_mbit_s: float | None = None,
     ) -> None:  # fmt: skip
         self._dht, self._prefix, self._codec = dht, prefix, codec
         self._matchmaking_time_s, self._part_timeout_s = matchmaking_time_s, part_timeout_s
         self._client_mode, self._max_samples = client_mode, max_samples
+        self._rule, self._direct = rule, direct
+        self._bucket = None if max_upload_mbit_s is None else TokenBucket(max_upload_mbit_s * 1e6 / 8)
+        self._paths: Paths | None = None
+        self.blame = Blame(_BLAME_ROUNDS * part_timeout_s)
 
     async def start(self, p2p: P2P) -> None:
         """Begins to serve through the DHT node's libp2p daemon."""
         self._p2p, self._rounds = p2p, RoundTable()
-        self._service = RoundService(p2p, self._prefix, self._rounds, self._part_timeout_s)
+        self._service = RoundService(p2p, self._prefix, self._rounds, self._part_timeout_s, self._bucket)
         self._matchmaker = self._service.matchmaker = Matchmaker(
             self._p2p,
             self._dht,
@@ -56,6 +70,10 @@ class Averager:
             self._matchmaking_time_s,
             self._client_mode,
         )
+        if self._direct is not None:
+            self._paths = self._direct.open(
+                self._prefix, self._service, self._rounds, self._part_timeout_s, self._bucket, self._client_mode
+            )
         if not self._client_mode:
             await self._service.start()
 
@@ -63,6 +81,13 @@ class Averager:
         """Stops serving."""
         if not self._client_mode:
             await self._service.stop()
+        if self._paths is not None:
+            await self._paths.stop()
+
+    @property
+    def contact(self) -> bytes:
+        """What an offer says of this peer's direct links."""
+        return b"" if self._paths is None else self._paths.contact.to_bytes()
 
     async def average(
         self,
@@ -73,6 +98,7 @@ class Averager:
         quorum: int,
         timeout_s: float,
         on_group: Callable[[], None],
+        avoided: frozenset[str] = frozenset(),
     ) -> tuple[RoundReport, torch.Tensor | None]:
         """Tries to average with a quorum of peers.
 
@@ -83,12 +109,14 @@ class Averager:
             target: the group is complete when it has this many members.
             quorum: a smaller group is no success.
             timeout_s: limit for the whole attempt.
-            on_group: called when a group has been found.
+                on_group: called when a group has been found.
+            avoided: peers that are left out if this peer leads the group, and that it does not follow.
 
         Returns the report and, if and only if its outcome is ``AVERAGED``, the averaged gradient, shape (n,).
         """
         start = time.monotonic()
         report = RoundReport(offer.epoch, Outcome.NO_GROUP, 1, expected_peers, local_samples=offer.samples)
+        self._matchmaker.avoided = avoided
         group = await self._matchmaker.find(offer, target, quorum, min(timeout_s, 2 * self._matchmaking_time_s))
         report = replace(report, matchmaking_s=time.monotonic() - start)
         if group is None:
@@ -108,7 +136,7 @@ class Averager:
         if not any(member.bandwidth for member in group.offers):
             return replace(report, outcome=Outcome.BELOW_QUORUM, reason="no member can be dialled"), None
         on_group()
-        verdict = await self._run_round(group, stages, max(1.0, timeout_s - report.matchmaking_s))
+        verdict, links = await self._run_round(group, stages, max(1.0, timeout_s - report.matchmaking_s))
         committed = verdict.outcome is Outcome.AVERAGED
         report = replace(
             report,
@@ -120,23 +148,33 @@ class Averager:
             bytes_sent=verdict.bytes_sent,
             bytes_received=verdict.bytes_received,
             reason=verdict.reason,
+            links=links,
+            blamed=tuple(str(group.peer_ids[member]) for member in verdict.culprits),
         )
+        if committed:
+            self.blame.clear(member.peer_id for member in report.members)
+        for peer_id in report.blamed:
+            self.blame.add(peer_id)
         return report, verdict.average
 
-    async def _run_round(self, group: Group, stages: Stages, timeout_s: float) -> Verdict:
+    async def _run_round(self, group: Group, stages: Stages, timeout_s: float) -> tuple[Verdict, dict[str, str]]:
         me = group.peer_ids.index(self._p2p.peer_id)
         weights = group.weights(self._max_samples(len(group.peer_ids)))
-
-        def layout(numel: int) -> Layout:
-            return Layout.split(numel, group.slices(numel))
-
-        exchange = StagedExchange(me, weights, layout, stages, self._codec, self._part_timeout_s)
+        exchange = StagedExchange(me, weights, group.layout, stages, self._codec, self._part_timeout_s, self._rule)
         round_ = Round(group, me, exchange, self._part_timeout_s)
         await self._rounds.add(round_)
+        paths = {} if self._paths is None else self._paths.channels(group, me)
         channels: dict[int, Channel] = {
-            member: LibP2PChannel(self._service, group, member) for member in range(len(group.peer_ids)) if member != me
+            member: paths.get(member) or LibP2PChannel(self._service, group, member)
+            for member in range(len(group.peer_ids))
+            if member != me
         }
+        verdict = None
         try:
-            return await round_.run(channels, timeout_s)
+            verdict = await round_.run(channels, timeout_s)
+            return verdict, {str(group.peer_ids[member]): channel.name for member, channel in channels.items()}
         finally:
             self._rounds.forget(round_, 2 * self._part_timeout_s)
+            if self._paths is not None:
+                committed = verdict is not None and verdict.outcome is Outcome.AVERAGED
+                self._paths.leave(group, paths, None if committed else verdict.culprits if verdict else ())

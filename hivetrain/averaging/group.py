@@ -10,11 +10,13 @@ import itertools
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import msgpack
 from hivemind.averaging.group_info import GroupInfo
+from hivemind.averaging.key_manager import GroupKeyManager
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.dht import DHT
 from hivemind.p2p import P2P, PeerID, ServicerBase
@@ -212,6 +214,18 @@ class _Search:
         return max(0.0, self.deadline - get_dht_time())
 
 
+class _Keys(GroupKeyManager):
+    """Sees no peers that are avoided."""
+
+    def __init__(self, dht: DHT, prefix: str, avoided: Callable[[], frozenset[str]]) -> None:
+        super().__init__(dht, prefix, "", None)
+        self._avoided = avoided
+
+    async def get_averagers(self, group_key: str, only_active: bool) -> list[tuple[PeerID, float]]:
+        found = await super().get_averagers(group_key, only_active)
+        return [(peer_id, expires) for peer_id, expires in found if str(peer_id) not in self._avoided()]
+
+
 class Matchmaker:
     """hivemind's matchmaking with a group size that may change from round to round.
 
@@ -239,6 +253,8 @@ class Matchmaker:
             request_timeout=matchmaking_time_s / 4,  # more leads to deadlocks of peers that wait for each other
             client_mode=client_mode,
         )
+        self.avoided: frozenset[str] = frozenset()
+        self._matchmaking.group_key_manager = _Keys(dht, prefix, lambda: self.avoided)
 
     async def find(self, offer: Offer, target: int, quorum: int, timeout_s: float) -> Group | None:
         """Looks for a group of ``target`` peers, or of at least ``quorum`` when matchmaking time is over.
@@ -276,8 +292,10 @@ class Matchmaker:
             return None
         return Group.from_matchmaking(assembled.result())
 
-    def accepts(self, request: averaging_pb2.JoinRequest) -> bool:
-        """Whether a request to join is within limits."""
+    def accepts(self, request: averaging_pb2.JoinRequest, peer_id: PeerID) -> bool:
+        """Whether a request to join is within limits, and of somebody who is not avoided."""
+        if str(peer_id) in self.avoided:
+            return False
         return len(request.gather) <= MAX_OFFER_BYTES and len(request.schema_hash) <= 64
 
     @property

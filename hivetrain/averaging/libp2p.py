@@ -53,7 +53,7 @@ class RoundService(ServicerBase):
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.MessageFromLeader]:
         """A peer wants to join the group that is forming here."""
-        if not self.matchmaker.accepts(request):
+        if not self.matchmaker.accepts(request, context.remote_id):
             yield averaging_pb2.MessageFromLeader(code=averaging_pb2.PROTOCOL_VIOLATION)
             return
         async for response in self.matchmaker.answer(request, context):

@@ -25,13 +25,17 @@ def make_peer_id():
     return PeerID(b"\x12\x20" + os.urandom(32))
 
 
-def make_offer(samples=10, epoch=0, digest=DIGEST, fingerprint=FINGERPRINT, bandwidth=1.0):
-    return Offer(fingerprint, epoch, digest, samples, bandwidth, os.urandom(8))
+def make_offer(samples=10, epoch=0, digest=DIGEST, fingerprint=FINGERPRINT, bandwidth=1.0, links=b""):
+    return Offer(fingerprint, epoch, digest, samples, bandwidth, os.urandom(8), links=links)
 
 
 def make_group(offers):
+    return make_group_of({make_peer_id(): offer for offer in offers})
+
+
+def make_group_of(offers):
     return Group.from_matchmaking(
-        GroupInfo(b"id", tuple(make_peer_id() for _ in offers), tuple(offer.to_bytes() for offer in offers))
+        GroupInfo(os.urandom(20), tuple(offers), tuple(offer.to_bytes() for offer in offers.values()))
     )
 
 

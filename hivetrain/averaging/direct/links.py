@@ -28,6 +28,7 @@ _UNCLAIMED_S = 15.0  # for a link that no round has asked for, or for half of on
 _MAX_UNCLAIMED = 64
 _HANDSHAKES = 8
 _BACKLOG = 64
+_JOIN_S = 1.0
 
 
 class DirectLinks:
@@ -121,11 +122,10 @@ class DirectLinks:
             half.close()
         for sending, receiving, _ in self._unclaimed.values():
             _close_all([sending, receiving])
-        for link in list(self._links.values()):
+        links = [*self._links.values(), *self._closed]
+        for link in links:
             link.close()
-        for link in self._closed:
-            await asyncio.to_thread(link.join, 1.0)
-        self._closed.clear()
+        await asyncio.gather(*(asyncio.to_thread(link.join, _JOIN_S) for link in links))
 
     def _dial_once(self, peer_id: PeerID, address: tuple[str, int], hello: Hello, until: float) -> socket.socket:
         sock = socket.create_connection(address, timeout=max(0.01, until - time.monotonic()))

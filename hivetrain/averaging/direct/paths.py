@@ -11,6 +11,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hivemind.p2p import PeerID
 
@@ -40,7 +41,7 @@ class Paths:
     """The ways to the members of a peer's rounds. Create it inside a running event loop.
 
     Args:
-        contact: how this peer takes part in direct links; its port and rate are filled in here.
+        contact: how this peer takes part in direct links; its port and rate are found out here.
         is_required: whether a pair without a direct link fails, instead of using libp2p.
         credentials: for handshakes.
         run_id: name of the run.
@@ -63,6 +64,11 @@ class Paths:
         self._answers: dict[tuple[bytes, PeerID], asyncio.Future[bytes]] = {}
         self._balloting: dict[PeerID, set[asyncio.Task[None]]] = {}
         service.on_declined = lambda group, peer_id: self._notice(group, peer_id, False)
+
+    def listen(self, hosts: Sequence[str], port: int) -> None:
+        """Begins to accept links; see :meth:`DirectLinks.listen`."""
+        self.links.listen(hosts, port)
+        self.contact = replace(self.contact, port=self.links.port)
 
     def channels(self, group: Group, me: int) -> dict[int, "PairChannel"]:
         """A channel to each other member; which way it takes is found out at once, beside everything else."""
@@ -117,6 +123,8 @@ class Paths:
     async def _obtain(self, peer_id: PeerID, theirs: Contact) -> Link | None:
         if (link := self.links.find(peer_id)) is not None:
             return link
+        if not theirs.dialable(self.contact) and not self.contact.port:
+            return None
         known, until = self._unreachable.get(peer_id, (None, 0.0))
         if known is not None and known.places == theirs.places and time.monotonic() < until:
             return None
