@@ -56,6 +56,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._changed: set[asyncio.Future[None]] = set()
+        self._is_woken = False
         self.reduction.listen(self._tell)
 
     @property
@@ -150,11 +151,13 @@ class Exchange:
 
     def _tell(self) -> None:
         """Called on any thread."""
-        if self._changed or (self.reduction.error is not None and not self._failure.done()):
+        if not self._is_woken:  # else it will be, and sees this too; never skipped, or a waiter to come would miss it
+            self._is_woken = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
+        self._is_woken = False
         if self.reduction.error is not None and not self._failure.done():
             self._failure.set_exception(self.reduction.error)
             self._failure.exception()  # retrieved: nobody has to wait on it

@@ -72,7 +72,7 @@ class Reduction:
     ) -> None:
         self.me, self.vector, self._codec, self._rule = me, vector, codec, rule
         self._shares = [weight / float(sum(weights)) for weight in weights]
-        self.result = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=vector.is_pinned())
+        self.result = torch.empty(vector.shape, pin_memory=vector.is_pinned())
         self._raw = view_of(self.result)
         everyone = range(len(weights))
         self.ranges = [layout.parts(member) for member in everyone]

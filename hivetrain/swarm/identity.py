@@ -6,9 +6,10 @@ protobuf parser's complaint; so the file is made, and checked, here.
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -40,6 +41,16 @@ class Identity:
     def sign(self, statement: bytes) -> bytes:
         """Signs as libp2p does with RSA keys: PKCS #1 v1.5 with SHA-256."""
         return self._key.sign(statement, padding.PKCS1v15(), hashes.SHA256())
+
+
+@contextmanager
+def identity_file(path: str | os.PathLike[str] | None) -> Iterator[str]:
+    """A file to keep the identity in: ``path``, or for None one in a private folder that is gone afterwards."""
+    if path is not None:
+        yield os.fspath(path)
+        return
+    with TemporaryDirectory(prefix="hivetrain-") as folder:
+        yield os.path.join(folder, "identity")
 
 
 def load_identity(path: str | os.PathLike[str]) -> Identity:

@@ -14,6 +14,7 @@ from hivetrain.averaging.direct.bucket import CHUNK_BYTES, TokenBucket
 
 _KEEPALIVE_S = 30
 _MAX_NAP_S = 0.1
+_PIECE_BYTES = 2**18
 
 
 class Pipe:
@@ -77,8 +78,9 @@ class Pipe:
 
     def receive(self, room: memoryview) -> None:
         """Fills ``room``. Raises OSError when the connection breaks, EOFError when it was closed."""
+        flags = 0 if isinstance(self._sock, ssl.SSLSocket) else socket.MSG_WAITALL  # fewer turns; TLS has no such thing
         while room:
-            count = self._sock.recv_into(room)
+            count = self._sock.recv_into(room, min(len(room), _PIECE_BYTES), flags)
             if not count:
                 raise EOFError("the connection was closed")
             self.heard_at = time.monotonic()
