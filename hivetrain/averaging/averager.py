@@ -169,12 +169,10 @@ class Averager:
             for member in range(len(group.peer_ids))
             if member != me
         }
-        verdict = None
         try:
             verdict = await round_.run(channels, timeout_s)
             return verdict, {str(group.peer_ids[member]): channel.name for member, channel in channels.items()}
         finally:
             self._rounds.forget(round_, 2 * self._part_timeout_s)
             if self._paths is not None:
-                committed = verdict is not None and verdict.outcome is Outcome.AVERAGED
-                self._paths.leave(group, paths, None if committed else verdict.culprits if verdict else ())
+                self._paths.leave(group, paths)

@@ -238,7 +238,7 @@ class Reduction:
 
     def close(self) -> None:
         """Ends the hashing thread."""
-        self._hasher.shutdown(wait=False, cancel_futures=self.error is not None)
+        self._hasher.shutdown(wait=False)
 
     def _hash(self, member: int, index: int, data: Data) -> None:
         self._digests[member, index] = self._hasher.submit(lambda: hashlib.sha256(data).digest())

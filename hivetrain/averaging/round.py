@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = b""
 BALLOT_BYTES = 32
+_EXCUSE_BYTES = 2  # a failed member's ballot: empty, or the index of the member at fault
 _FAILED_FOR_OTHERS = bytes(BALLOT_BYTES)
 _EARLY_S = 10.0  # how long a groupmate's message may be ahead of the group's own arrival here
 _MAX_EARLY = 256
@@ -59,6 +60,7 @@ class Round:
         self._vote_timeout_s = vote_timeout_s
         loop = asyncio.get_running_loop()
         self._hidden = [member for member, offer in enumerate(group.offers) if offer.bandwidth == 0]
+        self._excuse = FAILED
         self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
 
     async def run(self, channels: Mapping[int, Channel], timeout_s: float) -> Verdict:
@@ -77,6 +79,7 @@ class Round:
         finally:
             if average is None:
                 self.exchange.fail(ExchangeError(reason or "given up", culprits))
+        self._excuse = culprits[0].to_bytes(_EXCUSE_BYTES) if culprits else FAILED
         ballot = FAILED if average is None else await asyncio.to_thread(self._digest)
         self._cast(self.me, ballot)
         outcome, why = await self._vote(ballot, channels)
@@ -102,7 +105,9 @@ class Round:
         """
         self._cast(member, ballot)
         own = await asyncio.wait_for(asyncio.shield(self._ballots[self.me]), self._vote_timeout_s)
-        if own == FAILED or member not in self._hidden:
+        if own == FAILED:
+            return self._excuse
+        if member not in self._hidden:
             return own
         others = [hidden for hidden in self._hidden if hidden != member]
         if others:  # leave the answer some time to travel
@@ -113,12 +118,15 @@ class Round:
         )
 
     def _cast(self, member: int, ballot: bytes) -> None:
-        if len(ballot) not in (0, BALLOT_BYTES):
+        because = ""
+        if len(ballot) == _EXCUSE_BYTES and int.from_bytes(ballot) < len(self.group.peer_ids):
+            because = f" because of member {int.from_bytes(ballot)}"
+        if len(ballot) != BALLOT_BYTES:
             ballot = FAILED
         if not self._ballots[member].done():
             self._ballots[member].set_result(ballot)
         if ballot == FAILED and member != self.me:
-            self.exchange.fail(ExchangeError(f"member {member} has given up"))
+            self.exchange.fail(ExchangeError(f"member {member} has given up{because}"))
 
     async def _vote(self, ballot: bytes, channels: Mapping[int, Channel]) -> tuple[Outcome, str]:
         others = [member for member in range(len(self.group.peer_ids)) if member != self.me]
@@ -146,7 +154,7 @@ class Round:
 
     async def _ask(self, member: int, ballot: bytes, channel: Channel) -> None:
         try:
-            answer = await channel.vote(ballot)
+            answer = await channel.vote(ballot or self._excuse)
         except ExchangeError as error:
             logger.debug("ballot of member %d: %s", member, error)
             return

@@ -76,13 +76,12 @@ class Node:
         )
         round_ = Round(group, me, exchange, self.part_timeout_s)
         await self.rounds.add(round_)
-        channels, verdict = self.paths.channels(group, me), None
+        channels = self.paths.channels(group, me)
         try:
             verdict = await round_.run(channels, timeout_s)
         finally:
             self.rounds.forget(round_, 1.0)
-            failed = None if verdict is not None and verdict.average is not None else verdict.culprits
-            self.paths.leave(group, channels, failed)
+            self.paths.leave(group, channels)
         return SimpleNamespace(verdict=verdict, ways={member: channel.name for member, channel in channels.items()})
 
 

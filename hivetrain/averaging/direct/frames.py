@@ -6,7 +6,6 @@ from enum import IntEnum
 
 _HEADER = struct.Struct(">BBHII32s")
 HEADER_BYTES = _HEADER.size
-NO_MEMBER = 0xFFFF
 MAX_PART_BYTES = 4 * 2**20
 
 
@@ -18,23 +17,20 @@ class Kind(IntEnum):
     """What a frame says.
 
     ``USE``: this link serves the group. ``PART``: a part for the receiver to reduce. ``AVERAGE``: a reduced part.
-    ``GIVEN_UP``: the exchange has failed at the sender; two bytes name the member at fault. ``BALLOT`` and ``ANSWER``:
-    the vote.
+    ``BALLOT`` and ``ANSWER``: the vote.
     """
 
     USE = 1
     PART = 2
     AVERAGE = 3
-    GIVEN_UP = 4
-    BALLOT = 5
-    ANSWER = 6
+    BALLOT = 4
+    ANSWER = 5
 
 
 _MAX_BYTES = {
     Kind.USE: 0,
     Kind.PART: MAX_PART_BYTES,
     Kind.AVERAGE: MAX_PART_BYTES,
-    Kind.GIVEN_UP: 2,
     Kind.BALLOT: 32,
     Kind.ANSWER: 32 + 34 * 1024,
 }

@@ -13,7 +13,7 @@ from functools import partial
 from hivemind.p2p import PeerID
 
 from hivetrain.averaging.codecs import Data
-from hivetrain.averaging.direct.frames import HEADER_BYTES, NO_MEMBER, Header, Kind
+from hivetrain.averaging.direct.frames import HEADER_BYTES, Header, Kind
 from hivetrain.averaging.direct.pipe import Pipe
 from hivetrain.averaging.direct.session import Session
 from hivetrain.averaging.reduction import ExchangeError
@@ -34,7 +34,7 @@ class Link:
     Args:
         peer_id: who is at the other end.
         outgoing, incoming: its pipes; closed with the link.
-        on_control: called on the receiving thread with USE, GIVEN_UP, BALLOT and ANSWER frames.
+        on_control: called on the receiving thread with USE, BALLOT and ANSWER frames.
         on_close: called once, on any thread.
     """
 
@@ -95,10 +95,6 @@ class Link:
                 self._control.append((Header(kind, group, len(payload)), payload))
             self._wake.notify_all()
 
-    def give_up(self, group: bytes, culprits: tuple[int, ...]) -> None:
-        """Tells the peer that the exchange has failed here, and who is at fault if it is known."""
-        self.say(Kind.GIVEN_UP, group, (culprits[0] if culprits else NO_MEMBER).to_bytes(2))
-
     def close(self, why: str | ExchangeError = "closed") -> None:
         """Ends the link, and with an error what is under way on it; its threads end by themselves."""
         with self._wake:
@@ -107,12 +103,12 @@ class Link:
             self.is_closed = True
             sessions = list(self._sessions.values())
             self._wake.notify_all()
-        self.outgoing.close()
-        self.incoming.close()
-        for session in sessions:
+        for session in sessions:  # first: the other end, cut off, will say that it is our fault
             if not session.is_done:
                 fault = ExchangeError(f"member {session.member}: {why}", [session.member])
                 session.fail(why if isinstance(why, ExchangeError) else fault)
+        self.outgoing.close()
+        self.incoming.close()
         self._on_close(self)
 
     def join(self, timeout_s: float) -> None:

@@ -26,7 +26,7 @@ from hivetrain.averaging.exchange import Exchange
 from hivetrain.averaging.group import Group
 from hivetrain.averaging.libp2p import LibP2PChannel, RoundService
 from hivetrain.averaging.reduction import ExchangeError
-from hivetrain.averaging.round import Round, RoundTable
+from hivetrain.averaging.round import RoundTable
 from hivetrain.averaging.transport import Channel
 
 logger = logging.getLogger(__name__)
@@ -75,13 +75,11 @@ class Paths:
         others = [member for member in range(len(group.peer_ids)) if member != me]
         return {member: PairChannel(asyncio.create_task(self._choose(group, me, member))) for member in others}
 
-    def leave(self, group: Group, channels: dict[int, "PairChannel"], failed: tuple[int, ...] | None) -> None:
-        """A round is over; ``failed`` names the members at fault if it failed, None if it did not."""
+    def leave(self, group: Group, channels: dict[int, "PairChannel"]) -> None:
+        """A round is over."""
         for member, channel in channels.items():
             link = channel.cancel()
             if link is not None:
-                if failed is not None:
-                    link.give_up(group.name, failed)
                 link.leave(group.name)
             self._answers.pop((group.name, group.peer_ids[member]), None)
 
@@ -183,10 +181,6 @@ class Paths:
     def _handle(self, link: Link, header: Header, payload: bytes) -> None:
         if header.kind is Kind.USE:
             self._notice(header.group, link.peer_id, True)
-        elif header.kind is Kind.GIVEN_UP:
-            found = self._rounds.get(header.group, link.peer_id)
-            if found is not None:
-                _give_up(*found, int.from_bytes(payload))
         elif header.kind is Kind.ANSWER:
             answer = self._answers.get((header.group, link.peer_id))
             if answer is not None and not answer.done():
@@ -205,11 +199,6 @@ class Paths:
         round_, member = found
         with contextlib.suppress(TimeoutError):
             link.say(Kind.ANSWER, group, await round_.answer_ballot(member, ballot))
-
-
-def _give_up(round_: Round, member: int, culprit: int) -> None:
-    because = f" because of member {culprit}" if culprit < len(round_.group.peer_ids) else ""
-    round_.exchange.fail(ExchangeError(f"member {member} has given up{because}"))
 
 
 class PairChannel(Channel):
