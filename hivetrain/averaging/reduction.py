@@ -25,11 +25,12 @@ class ExchangeError(Exception):
 
     Attributes:
         culprits: members whose fault this member has seen itself.
+        accused: members whose fault others say that it is.
     """
 
-    def __init__(self, message: str, culprits: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, culprits: Sequence[int] = (), accused: Sequence[int] = ()) -> None:
         super().__init__(message)
-        self.culprits = tuple(culprits)
+        self.culprits, self.accused = tuple(culprits), tuple(accused)
 
 
 @dataclass
@@ -88,6 +89,7 @@ class Reduction:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self._digests: dict[tuple[int, int], Future[bytes]] = {}
+        self._is_closed = False
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hivetrain-digest")
 
     def listen(self, changed: Callable[[], None]) -> None:
@@ -237,11 +239,15 @@ class Reduction:
         return sha.digest()
 
     def close(self) -> None:
-        """Ends the hashing thread."""
-        self._hasher.shutdown(wait=False)
+        """Ends the hashing thread; what still arrives, after a failure, is not hashed any more."""
+        with self._lock:
+            self._is_closed = True
+            self._hasher.shutdown(wait=False)
 
     def _hash(self, member: int, index: int, data: Data) -> None:
-        self._digests[member, index] = self._hasher.submit(lambda: hashlib.sha256(data).digest())
+        with self._lock:
+            if not self._is_closed:
+                self._digests[member, index] = self._hasher.submit(lambda: hashlib.sha256(data).digest())
 
     def _count(self, sent: int = 0, received: int = 0, elements: int = 0) -> None:
         with self._lock:

@@ -71,7 +71,9 @@ class Round:
         try:
             average = await asyncio.wait_for(self.exchange.run(channels), timeout_s)
         except ExchangeError as error:
-            reason, culprits = self._name_members(str(error)), error.culprits
+            # An accusation counts if this member is waiting for the accused too.
+            confirmed = set(error.accused) & set(self.exchange.laggards())
+            reason, culprits = self._name_members(str(error)), error.culprits or tuple(sorted(confirmed))
         except TimeoutError:
             culprits = tuple(self.exchange.laggards())
             waited_for = f", waiting for {self._names(culprits)}" if culprits else ""
@@ -118,15 +120,16 @@ class Round:
         )
 
     def _cast(self, member: int, ballot: bytes) -> None:
-        because = ""
+        because, accused = "", []
         if len(ballot) == _EXCUSE_BYTES and int.from_bytes(ballot) < len(self.group.peer_ids):
-            because = f" because of member {int.from_bytes(ballot)}"
+            accused = [int.from_bytes(ballot)]
+            because = f" because of member {accused[0]}"
         if len(ballot) != BALLOT_BYTES:
             ballot = FAILED
         if not self._ballots[member].done():
             self._ballots[member].set_result(ballot)
         if ballot == FAILED and member != self.me:
-            self.exchange.fail(ExchangeError(f"member {member} has given up{because}"))
+            self.exchange.fail(ExchangeError(f"member {member} has given up{because}", accused=accused))
 
     async def _vote(self, ballot: bytes, channels: Mapping[int, Channel]) -> tuple[Outcome, str]:
         others = [member for member in range(len(self.group.peer_ids)) if member != self.me]

@@ -136,7 +136,7 @@ def test_a_member_at_a_megabyte_per_second_is_named_when_time_is_up():
     assert {result.verdict.outcome for result in results} == {Outcome.INCOMPLETE}
     for result in results[:VICTIM]:
         assert name[-8:] in result.verdict.reason, result.verdict
-    assert results[0].verdict.culprits == (VICTIM,)
+    assert results[0].verdict.culprits == (VICTIM,), [result.verdict for result in results]
 
 
 @pytest.mark.parametrize("transport", ["auto", "direct-plain"])
