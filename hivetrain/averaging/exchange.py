@@ -9,6 +9,7 @@ Algorithm: butterfly all-reduce, Moshpit SGD (arXiv:2103.03239), without its tol
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ Talk = Callable[["Exchange", int], Coroutine[Any, Any, None]]
 
 # A reducer waits for others before it answers; so that it can name them first, it gets more time than they do.
 PATIENCE = 1.5
+_LAG = 0.05  # of the part timeout: a wait that is more than chance
 
 
 @dataclass
@@ -97,9 +99,10 @@ class Exchange:
         self.reduction.fail(error)
 
     def laggards(self) -> list[int]:
-        """Members whose parts keep the own slice waiting while those of others are there."""
+        """Members whose parts keep the own slice waiting, for a while now, though those of others are there."""
         reduction = self.reduction
-        if reduction.completed >= len(reduction.ranges[self.me]):
+        waited_s = time.monotonic() - reduction.completed_at
+        if reduction.completed >= len(reduction.ranges[self.me]) or waited_s < _LAG * self.part_timeout_s:
             return []
         late = reduction.missing(reduction.completed)
         return late if len(late) < len(self.weights) - 1 or len(late) == 1 else []

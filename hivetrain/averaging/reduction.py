@@ -6,6 +6,7 @@ slice after it has the average of part k - window, so memory is bounded without 
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Reduction:
         self.received = [0] * len(weights)  # parts of the own slice, by sender
         self.averaged = [0] * len(weights)  # averages, by their reducer
         self.completed = 0  # averages of the own slice
+        self.completed_at = time.monotonic()
         self.error: ExchangeError | None = None
         self.traffic = Traffic()
         self._lock = threading.Lock()
@@ -177,6 +179,7 @@ class Reduction:
         self._hash(self.me, index, data)
         self._count(elements=part.stop - part.start)
         with self._lock:
+            self.completed_at = time.monotonic()
             self.completed = index + 1  # members send in order, so parts are completed in order
 
     def missing(self, index: int) -> list[int]:

@@ -129,7 +129,9 @@ class Round:
         if not self._ballots[member].done():
             self._ballots[member].set_result(ballot)
         if ballot == FAILED and member != self.me:
-            self.exchange.fail(ExchangeError(f"member {member} has given up{because}", accused=accused))
+            # Whoever accuses this member has a fault between the two to show for it: that is seen at first hand.
+            culprits = [member] if accused == [self.me] else []
+            self.exchange.fail(ExchangeError(f"member {member} has given up{because}", culprits, accused))
 
     async def _vote(self, ballot: bytes, channels: Mapping[int, Channel]) -> tuple[Outcome, str]:
         others = [member for member in range(len(self.group.peer_ids)) if member != self.me]

@@ -107,7 +107,7 @@ def test_a_faulty_member_fails_the_round_for_all_and_the_next_goes_on_without_it
     name, second, third = asyncio.run(run())
     assert {result.verdict.outcome for result in second} == {Outcome.INCOMPLETE}
     assert all(result.verdict.average is None for result in second)
-    assert second[0].verdict.culprits == (VICTIM,), second[0].verdict
+    assert second[0].verdict.culprits == (VICTIM,), second
     for result in second[:VICTIM]:
         assert name[-8:] in result.verdict.reason, result.verdict
     assert 1 not in second[0].verdict.culprits

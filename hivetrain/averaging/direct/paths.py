@@ -8,6 +8,7 @@ address that did not answer is not tried again for a while.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 _HELP_AFTER_S = 0.5
 _UNREACHABLE_S = 600.0
 _MAX_NOTICES = 4096
+_MIN_MEASURED_BYTES = 8 * 2**20  # less may all fit into the kernel's buffers
 _MAX_BALLOTS = 8  # of one peer at a time
 
 
@@ -57,6 +59,7 @@ class Paths:
     ) -> None:  # fmt: skip
         self.contact, self._is_required = contact, is_required
         self._service, self._rounds, self._part_timeout_s = service, rounds, part_timeout_s
+        self._bucket = bucket
         self._loop = asyncio.get_running_loop()
         self.links = DirectLinks(credentials, run_id, part_timeout_s, self._on_control, bucket)
         self._unreachable: dict[PeerID, tuple[Contact, float]] = {}
@@ -77,11 +80,24 @@ class Paths:
 
     def leave(self, group: Group, channels: dict[int, "PairChannel"]) -> None:
         """A round is over."""
+        links = []
         for member, channel in channels.items():
             link = channel.cancel()
             if link is not None:
                 link.leave(group.name)
+                links.append(link)
             self._answers.pop((group.name, group.peer_ids[member]), None)
+        self._measure(links)
+
+    def _measure(self, links: Sequence[Link]) -> None:
+        """Finds out how fast this peer sends, from what its links have sent since the last time."""
+        taken = [link.outgoing.take_counts() for link in links]
+        if sum(sent for sent, _ in taken) < _MIN_MEASURED_BYTES:
+            return
+        rate = sum(sent / seconds for sent, seconds in taken if seconds > 0)
+        if self._bucket is not None:
+            rate = min(rate, self._bucket.bytes_per_s)
+        self.contact = replace(self.contact, rate=min(255, max(1, round(4 * math.log2(max(2.0, rate))))))
 
     async def stop(self) -> None:
         """Closes all links."""
@@ -229,8 +245,3 @@ class PairChannel(Channel):
     def _chosen(self) -> Channel | None:
         done = self._choice.done() and not self._choice.cancelled() and self._choice.exception() is None
         return self._choice.result() if done else None
-
-
-def sending_rate(links: Sequence[Link]) -> float:
-    """Bytes per second that all links together have sent while they were sending."""
-    return sum(link.outgoing.bytes_sent / link.outgoing.sending_s for link in links if link.outgoing.sending_s > 0)

@@ -76,6 +76,11 @@ class Pipe:
                 time.sleep(min(_MAX_NAP_S, left_s))
             self._sock.sendall(piece)
 
+    def take_counts(self) -> tuple[int, float]:
+        """Bytes sent since the last call, and the seconds that sending them took."""
+        counts, self.bytes_sent, self.sending_s = (self.bytes_sent, self.sending_s), 0, 0.0
+        return counts
+
     def receive(self, room: memoryview) -> None:
         """Fills ``room``. Raises OSError when the connection breaks, EOFError when it was closed."""
         flags = 0 if isinstance(self._sock, ssl.SSLSocket) else socket.MSG_WAITALL  # fewer turns; TLS has no such thing
