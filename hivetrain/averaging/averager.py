@@ -18,6 +18,7 @@ from hivetrain.averaging.direct.options import DirectOptions
 from hivetrain.averaging.direct.paths import Paths
 from hivetrain.averaging.group import Group, Matchmaker, Offer
 from hivetrain.averaging.libp2p import LibP2PChannel, RoundService
+from hivetrain.averaging.memory import ResultMemory
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.round import Round, RoundTable, Verdict
 from hivetrain.averaging.rules import RULES, Rule
@@ -55,6 +56,7 @@ class Averager:
         self._rule, self._direct = rule, direct
         self._bucket = None if max_upload_mbit_s is None else TokenBucket(max_upload_mbit_s * 1e6 / 8)
         self._paths: Paths | None = None
+        self._memory = ResultMemory()
         self.blame = Blame(_BLAME_ROUNDS * part_timeout_s)
 
     async def start(self, p2p: P2P) -> None:
@@ -160,7 +162,9 @@ class Averager:
     async def _run_round(self, group: Group, stages: Stages, timeout_s: float) -> tuple[Verdict, dict[str, str]]:
         me = group.peer_ids.index(self._p2p.peer_id)
         weights = group.weights(self._max_samples(len(group.peer_ids)))
-        exchange = StagedExchange(me, weights, group.layout, stages, self._codec, self._part_timeout_s, self._rule)
+        exchange = StagedExchange(
+            me, weights, group.layout, stages, self._codec, self._part_timeout_s, self._rule, self._memory
+        )
         round_ = Round(group, me, exchange, self._part_timeout_s)
         await self._rounds.add(round_)
         paths = {} if self._paths is None else self._paths.channels(group, me)

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.layout import Layout
+from hivetrain.averaging.memory import ResultMemory
 from hivetrain.averaging.reduction import ExchangeError, Reduction, Traffic
 from hivetrain.averaging.rules import RULES, Rule
 
@@ -43,6 +44,7 @@ class Exchange:
         codec: equal on all members.
         part_timeout_s: longest wait for any single part.
         rule: how the members' values become one; equal on all members.
+        memory: where the result is put.
     """
 
     me: int
@@ -52,9 +54,12 @@ class Exchange:
     codec: Codec
     part_timeout_s: float
     rule: Rule = RULES["mean"]
+    memory: ResultMemory = field(default_factory=ResultMemory)
 
     def __post_init__(self) -> None:
-        self.reduction = Reduction(self.me, self.weights, self.layout, self.vector, self.codec, self.rule)
+        result = self.memory.take(self.vector)
+        self.reduction = Reduction(self.me, self.weights, self.layout, self.vector, self.codec, self.rule, result)
+        self.numel = self.vector.numel()
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._changed: set[asyncio.Future[None]] = set()
@@ -91,8 +96,8 @@ class Exchange:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.reduction.close()
-        self.reduction.detach()
-        return self.reduction.result
+        self.vector = torch.empty(0)  # the exchange is kept for its outcome, but not what it held
+        return self.reduction.detach()
 
     def fail(self, error: ExchangeError) -> None:
         """Ends the exchange here, and for every member that waits for an answer of this one."""

@@ -19,6 +19,7 @@ from hivetrain.averaging.rules import Rule
 
 BUFFER_BYTES = 64 * 2**20
 _MAX_WINDOW = 16
+_NOTHING = torch.empty(0)
 
 
 class ExchangeError(Exception):
@@ -67,14 +68,16 @@ class Reduction:
         vector: shape (n,), fp32 on CPU; only read.
         codec: how parts are encoded.
         rule: how parts become one.
+        result: gets the result, shape (n,), fp32 on CPU.
     """
 
     def __init__(
-        self, me: int, weights: Sequence[float], layout: Layout, vector: torch.Tensor, codec: Codec, rule: Rule
-    ) -> None:
+        self, me: int, weights: Sequence[float], layout: Layout, vector: torch.Tensor, codec: Codec, rule: Rule,
+        result: torch.Tensor,
+    ) -> None:  # fmt: skip
         self.me, self.vector, self._codec, self._rule = me, vector, codec, rule
         self._shares = [weight / float(sum(weights)) for weight in weights]
-        self.result = torch.empty(vector.shape, pin_memory=vector.is_pinned())
+        self.result = result
         self._raw = view_of(self.result)
         everyone = range(len(weights))
         self.ranges = [layout.parts(member) for member in everyone]
@@ -201,13 +204,16 @@ class Reduction:
             if part.waiting_takers == 0 and self._codec.name != "none":
                 part.average = None
 
-    def detach(self) -> None:
-        """Copies averages that have not been taken yet and are views of the result: the result is given away now."""
-        if self._codec.name == "none":
-            for part in self._parts:
-                with part.lock:
-                    if part.waiting_takers > 0 and part.average is not None:
-                        part.average = bytes(part.average)
+    def detach(self) -> torch.Tensor:
+        """Gives the result away; keeps copies of the averages that have not been taken yet and are views of it."""
+        for part in self._parts:
+            with part.lock:
+                if part.waiting_takers == 0:
+                    part.average = None
+                elif part.average is not None:
+                    part.average = bytes(part.average)
+        result, self.result, self.vector, self._raw = self.result, _NOTHING, _NOTHING, memoryview(b"")
+        return result
 
     def room_for(self, member: int, index: int) -> memoryview | None:
         """Where the bytes of an average may be written at once; None if they must be decoded."""

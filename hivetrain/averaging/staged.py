@@ -9,6 +9,7 @@ from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Stages
 from hivetrain.averaging.exchange import Exchange
 from hivetrain.averaging.layout import Layout
+from hivetrain.averaging.memory import ResultMemory
 from hivetrain.averaging.reduction import ExchangeError, Traffic
 from hivetrain.averaging.rules import RULES, Rule
 from hivetrain.averaging.transport import Channel
@@ -27,14 +28,16 @@ class StagedExchange:
         codec: equal on all members.
         part_timeout_s: longest wait for any single part, and for a member that is a stage behind.
         rule: how the members' values become one; equal on all members.
+        memory: where results are put.
     """
 
     def __init__(
         self, me: int, weights: Sequence[float], layout: Callable[[int], Layout], stages: Stages, codec: Codec,
-        part_timeout_s: float, rule: Rule = RULES["mean"],
+        part_timeout_s: float, rule: Rule = RULES["mean"], memory: ResultMemory | None = None,
     ) -> None:  # fmt: skip
         self._me, self._weights, self._layout, self._stages = me, weights, layout, stages
         self._codec, self._part_timeout_s, self._rule = codec, part_timeout_s, rule
+        self._memory = memory or ResultMemory()
         loop = asyncio.get_running_loop()
         self._exchanges: list[asyncio.Future[Exchange]] = [loop.create_future() for _ in range(MAX_STAGES)]
         self._failure: ExchangeError | None = None
@@ -48,7 +51,7 @@ class StagedExchange:
     @property
     def numel(self) -> int:
         """Elements of the stages begun so far."""
-        return sum(exchange.vector.numel() for exchange in self._opened())
+        return sum(exchange.numel for exchange in self._opened())
 
     async def run(self, channels: Mapping[int, Channel]) -> torch.Tensor:
         """Returns the averaged gradient, shape (n,).
@@ -68,8 +71,9 @@ class StagedExchange:
         if self._failure is not None:
             raise self._failure
         exchange = Exchange(
-            self._me, self._weights, self._layout(vector.numel()), vector, self._codec, self._part_timeout_s, self._rule
-        )
+            self._me, self._weights, self._layout(vector.numel()), vector, self._codec, self._part_timeout_s,
+            self._rule, self._memory,
+        )  # fmt: skip
         self._exchanges[stage].set_result(exchange)
         return await exchange.run(lambda exchange, member: channels[member].exchange(stage, exchange))
 

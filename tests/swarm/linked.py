@@ -11,6 +11,7 @@ from hivetrain.averaging.codecs import make_codec
 from hivetrain.averaging.compression import Plain
 from hivetrain.averaging.direct.bucket import TokenBucket
 from hivetrain.averaging.direct.options import DirectOptions
+from hivetrain.averaging.memory import ResultMemory
 from hivetrain.averaging.reduction import ExchangeError
 from hivetrain.averaging.round import Round, RoundTable
 from hivetrain.averaging.rules import RULES
@@ -58,6 +59,7 @@ class Node:
     ):
         self.identity, self.peer_id, self.part_timeout_s = identity, identity.peer_id, part_timeout_s
         self.rounds, self.service = RoundTable(), Streams(self, net)
+        self.memory = ResultMemory()
         bucket = None if upload_mbit_s is None else TokenBucket(upload_mbit_s * 1e6 / 8)
         self.options = DirectOptions(transport, self.peer_id, identity, maddrs, LOOPBACK)
         self.paths = self.options.open("run", self.service, self.rounds, part_timeout_s, bucket, client_mode=False)
@@ -72,7 +74,7 @@ class Node:
         stages = Plain(make_codec(codec)).stages(vector, 0)
         weights = group.weights(2**53)
         exchange = StagedExchange(
-            me, weights, group.layout, stages, make_codec(codec), self.part_timeout_s, RULES[rule]
+            me, weights, group.layout, stages, make_codec(codec), self.part_timeout_s, RULES[rule], self.memory
         )
         round_ = Round(group, me, exchange, self.part_timeout_s)
         await self.rounds.add(round_)

@@ -41,7 +41,7 @@ def samples(generator, count):
 
 
 def train(rule, attack):
-    """Trains a small model, each step's gradient reduced from all peers' as an exchange would; returns its test loss."""
+    """Trains a small model, each step's gradient reduced from all peers' as an exchange would; returns its loss."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
