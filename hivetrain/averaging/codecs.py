@@ -4,11 +4,13 @@ A codec sees flat fp32 tensors only and its output has a size that the receiver 
 a message is checked before anything is allocated for it. Where no conversion is needed, both directions are views.
 """
 
+import threading
 from abc import ABC, abstractmethod
 
 import torch
 
 _INT8_BLOCK = 1024
+_threads = threading.local()
 _TINY = torch.finfo(torch.float32).tiny
 
 Data = bytes | bytearray | memoryview
@@ -24,8 +26,8 @@ class Codec(ABC):
         """Encodes ``values``, shape (n,), fp32 on CPU. What it returns may be a view of them."""
 
     @abstractmethod
-    def decode(self, data: Data, numel: int) -> torch.Tensor:
-        """Decodes to an fp32 tensor of shape (numel,), which may be a view of ``data`` if that is writable.
+    def decode(self, data: Data, numel: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Decodes to an fp32 tensor of shape (numel,): to ``out``, or else to one that may be a view of writable data.
 
         Raises:
             ValueError: the length of ``data`` is wrong.
@@ -48,9 +50,10 @@ class Float32(Codec):
     def encode(self, values: torch.Tensor) -> Data:
         return view_of(values)
 
-    def decode(self, data: Data, numel: int) -> torch.Tensor:
+    def decode(self, data: Data, numel: int, out: torch.Tensor | None = None) -> torch.Tensor:
         self._check(data, numel)
-        return torch.frombuffer(_writable(data), dtype=torch.float32) if numel else torch.empty(0)
+        values = torch.frombuffer(_writable(data), dtype=torch.float32) if numel else torch.empty(0)
+        return values if out is None else out.copy_(values)
 
     def size_bytes(self, numel: int) -> int:
         return 4 * numel
@@ -63,11 +66,12 @@ class Float16(Codec):
 
     def encode(self, values: torch.Tensor) -> Data:
         limit = torch.finfo(torch.float16).max
-        return view_of(values.clamp(-limit, limit).to(torch.float16))
+        return view_of(torch.clamp(values, -limit, limit, out=scratch(values.numel())).to(torch.float16))
 
-    def decode(self, data: Data, numel: int) -> torch.Tensor:
+    def decode(self, data: Data, numel: int, out: torch.Tensor | None = None) -> torch.Tensor:
         self._check(data, numel)
-        return torch.frombuffer(_writable(data), dtype=torch.float16).to(torch.float32) if numel else torch.empty(0)
+        out = torch.empty(numel) if out is None else out
+        return out.copy_(torch.frombuffer(_writable(data), dtype=torch.float16)) if numel else out
 
     def size_bytes(self, numel: int) -> int:
         return 2 * numel
@@ -85,22 +89,25 @@ class Int8(Codec):
         table = values.view(blocks, _INT8_BLOCK)
         encoded = torch.empty(self.size_bytes(blocks * _INT8_BLOCK), dtype=torch.uint8)
         scales, codes = encoded[: 4 * blocks].view(torch.float32), encoded[4 * blocks :].view(torch.int8)
-        torch.div(table.abs().amax(dim=1), 127, out=scales)
-        levels = (table / scales.clamp_min(_TINY)[:, None]).round_()  # at most 127 and a rounding error before it
+        levels = scratch(table.numel()).view_as(table)
+        torch.div(torch.abs(table, out=levels).amax(dim=1), 127, out=scales)
+        torch.div(table, scales.clamp_min(_TINY)[:, None], out=levels).round_()  # before it at most 127 and an error
         codes.copy_(levels.view(-1))
         return view_of(encoded[: self.size_bytes(numel)])
 
-    def decode(self, data: Data, numel: int) -> torch.Tensor:
+    def decode(self, data: Data, numel: int, out: torch.Tensor | None = None) -> torch.Tensor:
         self._check(data, numel)
+        out = torch.empty(numel) if out is None else out
         if not numel:
-            return torch.empty(0)
+            return out
         blocks, raw = _blocks(numel), _writable(data)
         scales = torch.frombuffer(raw, dtype=torch.float32, count=blocks)
-        values = torch.frombuffer(raw, dtype=torch.int8, offset=4 * blocks).to(torch.float32)
+        out.copy_(torch.frombuffer(raw, dtype=torch.int8, offset=4 * blocks))
         whole = numel // _INT8_BLOCK
-        values[: whole * _INT8_BLOCK].view(whole, _INT8_BLOCK).mul_(scales[:whole, None])
-        values[whole * _INT8_BLOCK :].mul_(scales[-1])  # the rest of a block; of none where all are whole
-        return values
+        size = whole * _INT8_BLOCK
+        out[:size].view(whole, _INT8_BLOCK).mul_(scales[:whole, None])
+        out[size:].mul_(scales[-1])  # the rest of a block; of none where all are whole
+        return out
 
     def size_bytes(self, numel: int) -> int:
         return numel + 4 * _blocks(numel)
@@ -109,6 +116,14 @@ class Int8(Codec):
 def view_of(tensor: torch.Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, without a copy."""
     return memoryview(tensor.numpy()).cast("B")  # type: ignore[arg-type]  # numpy's buffers are unknown to mypy
+
+
+def scratch(numel: int) -> torch.Tensor:
+    """This thread's memory for something that is needed for a moment, shape (numel,), fp32 on CPU."""
+    if len(getattr(_threads, "scratch", ())) < numel:
+        _threads.scratch = torch.empty(numel)
+    room: torch.Tensor = _threads.scratch
+    return room[:numel]
 
 
 def _blocks(numel: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hivetrain.averaging.codecs import Codec, Data, view_of
+from hivetrain.averaging.codecs import Codec, Data, scratch, view_of
 from hivetrain.averaging.layout import Layout
 from hivetrain.averaging.rules import Rule
 
@@ -145,7 +145,8 @@ class Reduction:
         self._count(received=len(data))
         self.expect(member, index)
         part = self._parts[index]
-        values = self._codec.decode(data, part.stop - part.start)
+        numel = part.stop - part.start
+        values = self._codec.decode(data, numel, None if self.keeps or self._codec.name == "none" else scratch(numel))
         check_finite(values)
         with part.lock:
             if member not in part.missing:
@@ -177,7 +178,7 @@ class Reduction:
     def _complete(self, index: int, part: _Part, total: torch.Tensor) -> None:
         data = self._codec.encode(total)
         if self._codec.name != "none":
-            total.copy_(self._codec.decode(data, part.stop - part.start))
+            self._codec.decode(data, part.stop - part.start, total)
         part.average = data
         self._hash(self.me, index, data)
         self._count(elements=part.stop - part.start)
@@ -231,10 +232,8 @@ class Reduction:
         if index != self.averaged[member]:
             raise ExchangeError(f"member {member}: sent average {index} after {self.averaged[member]}", [member])
         start, stop = self.ranges[member][index]
-        values = self._codec.decode(data, stop - start)
-        check_finite(values)
-        if not in_place:
-            self.result[start:stop] = values
+        out = None if in_place else self.result[start:stop]
+        check_finite(self._codec.decode(data, stop - start, out))
         self._hash(member, index, data)
         self._count(elements=stop - start)
         self.averaged[member] = index + 1
