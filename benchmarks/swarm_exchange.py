@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ CODECS = ("none", "fp16", "int8")
 RAW, GLOO = "raw TCP, one stream", "gloo all-reduce"
 ROUND_S = 120.0
 MEET_S = 60.0
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
 
 def measure(sizes: list[int], groups: list[int], repeats: int) -> str:
@@ -81,49 +82,66 @@ def work(connection: Connection, rank: int, num_peers: int, store: str, addresse
             generator = torch.Generator().manual_seed(rank)
             vectors = [torch.randn(numel, generator=generator) for numel in asked["sizes"]]
             if asked["kind"] == RAW:
-                answer = [_send_raw(vector, rank, asked["repeats"]) for vector in vectors]
+                answer = [send_raw(vector, rank, asked["repeats"]) for vector in vectors]
             elif asked["kind"] == GLOO:
-                answer = [_repeat(lambda v=vector: gloo.all_reduce(v), asked["repeats"]) for vector in vectors]
+                answer = [repeat(lambda v=vector: gloo.all_reduce(v), asked["repeats"]) for vector in vectors]
             else:
-                answer = _average(asked["kind"], vectors, addresses, num_peers, asked["repeats"])
+                answer = average(asked["kind"], vectors, addresses, num_peers, asked["repeats"])
             connection.send(answer)
     finally:
         gloo.destroy_process_group()
 
 
-def _repeat(once: Callable[[], Any], repeats: int) -> dict[str, Any]:
+def repeat(once: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """Times ``once``; what it returns, if anything, counts instead. The first time is a warm-up."""
     import torch.distributed as gloo
 
-    seconds, spent = [], {}
+    seconds, spent, before_kb = [], {}, 0
     for number in range(repeats + 1):
         gloo.barrier()
         if number == 1:
-            spent = cpu_seconds()
+            spent, before_kb = cpu_seconds(), _forget_peak_memory()
         start = time.monotonic()
         told_s = once()
         seconds.append(time.monotonic() - start if told_s is None else told_s)
-    return {"seconds": seconds[1:], "cpu": {name: now - spent[name] for name, now in cpu_seconds().items()}}
+    cpu = {name: now - spent[name] for name, now in cpu_seconds().items()}
+    return {"seconds": seconds[1:], "cpu": cpu, "memory_mb": (_memory_kb("VmHWM") - before_kb) * 1024 / MB}
 
 
-def _send_raw(vector: Any, rank: int, repeats: int) -> dict[str, Any]:
+def _memory_kb(name: str) -> int:
+    """A figure of this process's memory; 0 where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1])
+    return 0
+
+
+def _forget_peak_memory() -> int:
+    """Begins to look for the peak anew; returns the kilobytes now in use."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _memory_kb("VmRSS")
+
+
+def send_raw(vector: Any, rank: int, repeats: int) -> dict[str, Any]:
     """One TCP stream on loopback from the first member to the second; the rest look on."""
     import torch.distributed as gloo
 
     if rank > 1:
         gloo.broadcast_object_list([None], src=0)
-        return _repeat(lambda: 0.0, repeats)
+        return repeat(lambda: 0.0, repeats)
     data = memoryview(vector.numpy()).cast("B")
     if rank == 0:
         with socket.create_server(("127.0.0.1", 0)) as server:
             gloo.broadcast_object_list([server.getsockname()], src=0)
             stream, _ = server.accept()
         with closing(stream):
-            return _repeat(lambda: _send_and_wait(stream, data), repeats)
+            return repeat(lambda: _send_and_wait(stream, data), repeats)
     told: list[Any] = [None]
     gloo.broadcast_object_list(told, src=0)
     with socket.create_connection(told[0]) as stream:
-        return _repeat(lambda: _receive(stream, data), repeats)
+        return repeat(lambda: _receive(stream, data), repeats)
 
 
 def _send_and_wait(stream: socket.socket, data: memoryview) -> None:
@@ -138,31 +156,40 @@ def _receive(stream: socket.socket, data: memoryview) -> None:
     stream.sendall(b"!")
 
 
-def _average(codec: str, vectors: list[Any], addresses: list[str], num_peers: int, repeats: int) -> list[Any]:
+def average(
+    codec: str, vectors: list[Any], addresses: list[str], num_peers: int, repeats: int, transport: str = "libp2p"
+) -> list[Any]:
+    """Averages each vector with the other programs, through the peer's own code."""
     import torch
     from hivemind.dht.crypto import RSASignatureValidator
 
     from hivetrain.averaging.compression import make_compressor
+    from hivetrain.averaging.direct.options import DirectOptions
     from hivetrain.averaging.held import HeldState
     from hivetrain.averaging.peer import PeerOptions, SwarmPeer
     from hivetrain.averaging.settings import RunSettings
     from hivetrain.swarm import start_dht
+    from hivetrain.swarm.identity import identity_file, load_identity
 
     validator = RSASignatureValidator()
-    dht = start_dht(addresses, record_validators=(validator,))
+    with identity_file(None) as path:
+        dht = start_dht(addresses, record_validators=(validator,), identity_path=path)
+        identity = load_identity(path)
+    direct = DirectOptions(transport, identity.peer_id, identity, LOOPBACK, LOOPBACK) if transport != "libp2p" else None
     compressor = make_compressor(codec, [torch.Size([0])])
     settings = RunSettings("vectors", 0, num_peers, codec, "none")
-    options = PeerOptions(f"exchange-{codec}", 10.0, ROUND_S, 60.0, None, 1.0, False)
+    options = PeerOptions(f"exchange-{codec}-{transport}", 10.0, ROUND_S, 60.0, None, 1.0, False, direct)
     held = HeldState(torch.nn.Module(), torch.optim.SGD([torch.zeros(1)]), 0)  # nothing is served
     peer = SwarmPeer(dht, validator.local_public_key, settings, options, compressor.codec, held)
     epochs = itertools.count()
 
     def once(vector: Any) -> float:
         peer.announce(next(epochs), 1, 1.0, "00" * 32, waiting=True)
-        attempt = peer.start_average(compressor, vector, 1, peer.view(), ROUND_S)
+        attempt = peer.start_average(compressor, vector, 1, b"", peer.view(), ROUND_S)
         report, _ = peer.finish_average(attempt, lambda: False)
-        if report.outcome != "averaged" or report.group_size != num_peers:
-            raise RuntimeError(str(report))
+        ways = set(report.links.values())
+        if report.outcome != "averaged" or report.group_size != num_peers or ways != {transport}:
+            raise RuntimeError(f"{report} {ways}")
         return report.exchange_s
 
     try:
@@ -172,7 +199,7 @@ def _average(codec: str, vectors: list[Any], addresses: list[str], num_peers: in
         while len(peer.refresh().peers) < num_peers:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"only {len(peer.view().peers)} of {num_peers} peers met within {MEET_S:g} s")
-        return [_repeat(lambda v=vector: once(v), repeats) for vector in vectors]
+        return [repeat(lambda v=vector: once(v), repeats) for vector in vectors]
     finally:
         peer.close()
         dht.shutdown()

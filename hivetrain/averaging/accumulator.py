@@ -37,8 +37,12 @@ class GradientAccumulator:
         self.samples += samples
 
     def mean(self) -> torch.Tensor:
-        """The sample-weighted mean gradient, shape (n,), a new fp32 tensor on CPU."""
-        return (self._sum / max(1, self.samples)).cpu()
+        """The sample-weighted mean gradient, shape (n,), a new fp32 tensor on CPU; pinned if it comes from a GPU."""
+        mean = self._sum / max(1, self.samples)
+        if not mean.is_cuda:
+            return mean
+        pinned = torch.empty(mean.shape, dtype=mean.dtype, pin_memory=True)
+        return pinned.copy_(mean)
 
     @torch.no_grad()
     def add_back(self, gradient: torch.Tensor, samples: int) -> None:

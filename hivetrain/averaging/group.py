@@ -8,18 +8,24 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import msgpack
 from hivemind.averaging.group_info import GroupInfo
+from hivemind.averaging.key_manager import GroupKeyManager
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.dht import DHT
 from hivemind.p2p import P2P, PeerID, ServicerBase
 from hivemind.proto import averaging_pb2
 from hivemind.utils import get_dht_time
 
+from hivetrain.averaging import layout
+from hivetrain.averaging.direct.contact import Contact
+from hivetrain.averaging.layout import Layout
 from hivetrain.averaging.report import Member
 
 logger = logging.getLogger(__name__)
@@ -29,6 +35,11 @@ MAX_MEMBERS = 1024
 DIGEST_BYTES = 16
 NONCE_BYTES = 8
 MAX_COMMITMENT_BYTES = 32
+GROUP_NAME_BYTES = 32
+_MAX_SPEED = 16  # times the median, that a measured rate counts for at most
+_EQUAL_RATES = 2  # quarters of a power of two: differences up to 41 % are noise
+_MIN_PART_ELEMENTS = 2**12
+_PART_S = 0.1  # a part should take about so long on its reducer's line
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Offer:
         bandwidth: relative bandwidth for the slices; 0 for a peer that cannot be reached (client mode).
         nonce: 8 random bytes, new for each attempt.
         commitment: up to 32 bytes to which the peer binds itself before all members; b"" for nothing.
+        links: the peer's :class:`Contact`; b"" for a peer without direct links.
     """
 
     fingerprint: bytes
@@ -52,6 +64,7 @@ class Offer:
     bandwidth: float
     nonce: bytes
     commitment: bytes = b""
+    links: bytes = b""
 
     def to_bytes(self) -> bytes:
         return msgpack.packb(astuple(self))
@@ -62,10 +75,10 @@ class Offer:
         if len(data) > MAX_OFFER_BYTES:
             raise ValueError(f"an offer has at most {MAX_OFFER_BYTES} bytes, got {len(data)}")
         try:
-            fingerprint, epoch, digest, samples, bandwidth, nonce, commitment = msgpack.unpackb(data)
+            fingerprint, epoch, digest, samples, bandwidth, nonce, commitment, links = msgpack.unpackb(data)
         except Exception as error:  # msgpack raises a dozen types on garbage
             raise ValueError(f"not an offer: {error}") from None
-        typed = all(isinstance(field, bytes) for field in (fingerprint, digest, nonce, commitment))
+        typed = all(isinstance(field, bytes) for field in (fingerprint, digest, nonce, commitment, links))
         if not typed or not isinstance(bandwidth, float) or type(epoch) is not int or type(samples) is not int:
             raise ValueError("an offer's fields have other types")
         if len(fingerprint) != DIGEST_BYTES or len(digest) != DIGEST_BYTES or len(nonce) != NONCE_BYTES or epoch < 0:
@@ -74,7 +87,14 @@ class Offer:
             raise ValueError("an offer's samples or bandwidth are out of range")
         if len(commitment) > MAX_COMMITMENT_BYTES:
             raise ValueError("an offer's commitment is too long")
-        return cls(fingerprint, epoch, digest, samples, bandwidth, nonce, commitment)
+        if links:
+            Contact.from_bytes(links)
+        return cls(fingerprint, epoch, digest, samples, bandwidth, nonce, commitment, links)
+
+    @property
+    def contact(self) -> Contact | None:
+        """How the peer takes part in direct links; None if it does not."""
+        return Contact.from_bytes(self.links) if self.links else None
 
     @property
     def state(self) -> tuple[bytes, int, bytes]:
@@ -143,11 +163,33 @@ class Group:
 
         Integer arithmetic, so that every member computes the same (hivemind's load balancing breaks ties at random).
         """
-        shares = [round(offer.bandwidth * 1000) for offer in self.offers]
+        shares = [round(o.bandwidth * speed * 1000) for o, speed in zip(self.offers, self._speeds(), strict=True)]
         total, ends = sum(shares), [0]
         for index in range(len(shares)):
             ends.append(numel * sum(shares[: index + 1]) // total if total else 0)
         return tuple(stop - start for start, stop in itertools.pairwise(ends))
+
+    def layout(self, numel: int) -> Layout:
+        """Who reduces what, in parts that are shorter where the reducer's line is slow."""
+        rates = [offer.contact.rate if offer.contact else 0 for offer in self.offers]
+        parts = [_part_elements(rate) if rate else layout.PART_ELEMENTS for rate in rates]
+        return Layout.split(numel, self.slices(numel), parts)
+
+    def _speeds(self) -> list[float]:
+        """How much faster than most each member has found its line to be; 1 where that is unknown of somebody."""
+        rates = [offer.contact.rate if offer.contact else 0 for offer in self.offers if offer.bandwidth]
+        if not rates or not all(rates):
+            return [1.0] * len(self.offers)
+        median = sorted(rates)[(len(rates) - 1) // 2]
+        differences = [(offer.contact.rate if offer.contact else 0) - median for offer in self.offers]
+        speeds = [1.0 if abs(d) <= _EQUAL_RATES else 2.0 ** (d // 4) for d in differences]
+        return [min(float(_MAX_SPEED), max(1 / _MAX_SPEED, speed)) for speed in speeds]
+
+
+def _part_elements(rate: int) -> int:
+    """A power of two: what a line of that rate (see :class:`Contact`) sends in a moment, within limits."""
+    elements = 2.0 ** (rate / 4) * _PART_S / 4
+    return int(min(layout.PART_ELEMENTS, max(_MIN_PART_ELEMENTS, 2 ** int(math.log2(max(1.0, elements))))))
 
 
 def difference(offer: Offer, state: tuple[bytes, int, bytes]) -> str:
@@ -170,6 +212,18 @@ class _Search:
 
     def get_timeout(self) -> float:
         return max(0.0, self.deadline - get_dht_time())
+
+
+class _Keys(GroupKeyManager):
+    """Sees no peers that are avoided."""
+
+    def __init__(self, dht: DHT, prefix: str, avoided: Callable[[], frozenset[str]]) -> None:
+        super().__init__(dht, prefix, "", None)
+        self._avoided = avoided
+
+    async def get_averagers(self, group_key: str, only_active: bool) -> list[tuple[PeerID, float]]:
+        found = await super().get_averagers(group_key, only_active)
+        return [(peer_id, expires) for peer_id, expires in found if str(peer_id) not in self._avoided()]
 
 
 class Matchmaker:
@@ -199,6 +253,8 @@ class Matchmaker:
             request_timeout=matchmaking_time_s / 4,  # more leads to deadlocks of peers that wait for each other
             client_mode=client_mode,
         )
+        self.avoided: frozenset[str] = frozenset()
+        self._matchmaking.group_key_manager = _Keys(dht, prefix, lambda: self.avoided)
 
     async def find(self, offer: Offer, target: int, quorum: int, timeout_s: float) -> Group | None:
         """Looks for a group of ``target`` peers, or of at least ``quorum`` when matchmaking time is over.
@@ -236,8 +292,10 @@ class Matchmaker:
             return None
         return Group.from_matchmaking(assembled.result())
 
-    def accepts(self, request: averaging_pb2.JoinRequest) -> bool:
-        """Whether a request to join is within limits."""
+    def accepts(self, request: averaging_pb2.JoinRequest, peer_id: PeerID) -> bool:
+        """Whether a request to join is within limits, and of somebody who is not avoided."""
+        if str(peer_id) in self.avoided:
+            return False
         return len(request.gather) <= MAX_OFFER_BYTES and len(request.schema_hash) <= 64
 
     @property

@@ -21,11 +21,13 @@ from hivemind.utils import ValueWithExpiration, get_dht_time
 from hivetrain.averaging.averager import Averager
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Compressor
+from hivetrain.averaging.direct.options import DirectOptions
 from hivetrain.averaging.group import DIGEST_BYTES, NONCE_BYTES, Offer
 from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.loop import Interrupted, NetworkLoop
 from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.rules import RULES
 from hivetrain.averaging.settings import RunSettings, SettingsMismatch
 from hivetrain.averaging.state import Snapshot, StateError
 from hivetrain.averaging.transfer import TransferService
@@ -49,6 +51,8 @@ class PeerOptions:
         max_samples_per_peer: cap on any peer's samples; None: a quarter of the target once there are 4 peers.
         bandwidth: relative bandwidth, for the size of the slice that this peer reduces.
         client_mode: this peer cannot be dialled.
+        direct: how it takes part in direct links; None: it uses libp2p alone.
+        max_upload_mbit_s: limit on what it sends in exchanges; None: no limit.
     """
 
     run_id: str
@@ -58,6 +62,8 @@ class PeerOptions:
     max_samples_per_peer: int | None
     bandwidth: float
     client_mode: bool
+    direct: DirectOptions | None = None
+    max_upload_mbit_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,11 +174,15 @@ class SwarmPeer:
         bandwidth = 0.0 if self._options.client_mode else self._options.bandwidth
         own = self._own
         nonce = os.urandom(NONCE_BYTES)
-        offer = Offer(own.fingerprint, own.epoch, own.digest, samples, bandwidth, nonce, commitment)
-        expected, target = len(view.peers), view.group_target(own.epoch)
+        offer = Offer(
+            own.fingerprint, own.epoch, own.digest, samples, bandwidth, nonce, commitment, self._averager.contact
+        )
+        expected, quorum = len(view.peers), view.quorum
+        avoided = self._averager.blame.left_out([peer.peer_id for peer in view.peers], quorum)
+        target = max(quorum, view.group_target(own.epoch) - len(avoided))
         stages = compressor.stages(gradient, own.epoch)
         grouped = threading.Event()
-        work = self._averager.average(offer, stages, expected, target, view.quorum, timeout_s, grouped.set)
+        work = self._averager.average(offer, stages, expected, target, quorum, timeout_s, grouped.set, avoided)
         deadline = time.monotonic() + timeout_s + 2 * self.part_timeout_s + 5
         blank = RoundReport(own.epoch, Outcome.UNKNOWN, 1, expected, local_samples=samples)
         return Attempt(blank, gradient, self._loop.spawn(work), deadline, grouped)
@@ -277,6 +287,9 @@ class SwarmPeer:
             part_timeout_s=self.part_timeout_s,
             client_mode=options.client_mode,
             max_samples=self.max_samples,
+            rule=RULES[settings.reduction],
+            direct=options.direct,
+            max_upload_mbit_s=options.max_upload_mbit_s,
         )
         self._board = ProgressBoard(
             self._dht,

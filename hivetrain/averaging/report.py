@@ -4,7 +4,8 @@ An attempt is a success only if every member of a quorate group holds the same b
 peer was alive to average with (``ALONE``). Everything else leaves params, optimizer and gradients untouched.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -57,6 +58,9 @@ class RoundReport:
         bytes_received: payload bytes received from other members.
         reason: one sentence for people; empty on success.
         members: whose gradients are in the committed average; empty if nothing was committed.
+        links: which way the exchange took to each other member, by peer id: ``direct``, ``direct-plain``, ``libp2p``,
+            or ``none`` if that was not known when it failed.
+        blamed: peers by whose fault, as this peer saw it itself, the exchange failed.
     """
 
     swarm_epoch: int
@@ -72,6 +76,8 @@ class RoundReport:
     bytes_received: int = 0
     reason: str = ""
     members: tuple[Member, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
+    blamed: tuple[str, ...] = ()
 
     @property
     def committed(self) -> bool:
@@ -91,6 +97,7 @@ class RoundReport:
             "swarm/exchange_s": self.exchange_s,
             "swarm/bytes_sent": self.bytes_sent,
             "swarm/bytes_received": self.bytes_received,
+            "swarm/direct_links": sum(way.startswith("direct") for way in self.links.values()),
             "swarm/committed": float(self.committed),
         }
 

@@ -8,33 +8,39 @@ The idea of one vote per step in which all failures end: torchft (https://github
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from hivemind.p2p import PeerID
 
-from hivetrain.averaging.exchange import ExchangeError
 from hivetrain.averaging.group import Group
+from hivetrain.averaging.reduction import ExchangeError
 from hivetrain.averaging.report import Outcome
-from hivetrain.averaging.staged import OpenStageStream, StagedExchange
-from hivetrain.averaging.state import as_bytes
+from hivetrain.averaging.staged import StagedExchange
+from hivetrain.averaging.transport import Channel
 
 logger = logging.getLogger(__name__)
 
 FAILED = b""
 BALLOT_BYTES = 32
+_EXCUSE_BYTES = 2  # a failed member's ballot: empty, or the index of the member at fault
 _FAILED_FOR_OTHERS = bytes(BALLOT_BYTES)
-
-# Tells a member the own ballot and returns the member's.
-SendBallot = Callable[[int, bytes], Awaitable[bytes]]
+_EARLY_S = 10.0  # how long a groupmate's message may be ahead of the group's own arrival here
+_MAX_EARLY = 256
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a round ended on this member. ``average`` is there if and only if the outcome is ``AVERAGED``."""
+    """How a round ended on this member. ``average`` is there if and only if the outcome is ``AVERAGED``.
+
+    ``culprits`` are the members by whose fault, as far as this member has seen it itself, the exchange failed.
+    """
 
     outcome: Outcome
     average: torch.Tensor | None
@@ -43,6 +49,7 @@ class Verdict:
     bytes_sent: int
     bytes_received: int
     seconds: float
+    culprits: tuple[int, ...] = ()
 
 
 class Round:
@@ -53,24 +60,31 @@ class Round:
         self._vote_timeout_s = vote_timeout_s
         loop = asyncio.get_running_loop()
         self._hidden = [member for member, offer in enumerate(group.offers) if offer.bandwidth == 0]
+        self._excuse = FAILED
         self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
 
-    async def run(self, open_stream: OpenStageStream, send_ballot: SendBallot, timeout_s: float) -> Verdict:
+    async def run(self, channels: Mapping[int, Channel], timeout_s: float) -> Verdict:
         """Exchanges and votes; takes at most ``timeout_s`` plus the vote's timeout. Never raises on peers' faults."""
         start = time.monotonic()
         average, reason = None, ""
+        culprits: tuple[int, ...] = ()
         try:
-            average = await asyncio.wait_for(self.exchange.run(open_stream), timeout_s)
+            average = await asyncio.wait_for(self.exchange.run(channels), timeout_s)
         except ExchangeError as error:
-            reason = self._name_members(str(error))
+            # An accusation counts if this member is waiting for the accused too.
+            confirmed = set(error.accused) & set(self.exchange.laggards())
+            reason, culprits = self._name_members(str(error)), error.culprits or tuple(sorted(confirmed))
         except TimeoutError:
-            reason = f"the exchange took longer than {timeout_s:.1f} s"
+            culprits = tuple(self.exchange.laggards())
+            waited_for = f", waiting for {self._names(culprits)}" if culprits else ""
+            reason = f"the exchange took longer than {timeout_s:.1f} s{waited_for}"
         finally:
             if average is None:
-                self.exchange.fail(ExchangeError(reason or "given up"))
+                self.exchange.fail(ExchangeError(reason or "given up", culprits))
+        self._excuse = culprits[0].to_bytes(_EXCUSE_BYTES) if culprits else FAILED
         ballot = FAILED if average is None else await asyncio.to_thread(self._digest)
         self._cast(self.me, ballot)
-        outcome, why = await self._vote(ballot, send_ballot)
+        outcome, why = await self._vote(ballot, channels)
         traffic = self.exchange.traffic
         return Verdict(
             outcome,
@@ -80,6 +94,7 @@ class Round:
             traffic.sent,
             traffic.received,
             time.monotonic() - start,
+            culprits,
         )
 
     async def answer_ballot(self, member: int, ballot: bytes) -> bytes:
@@ -92,7 +107,9 @@ class Round:
         """
         self._cast(member, ballot)
         own = await asyncio.wait_for(asyncio.shield(self._ballots[self.me]), self._vote_timeout_s)
-        if own == FAILED or member not in self._hidden:
+        if own == FAILED:
+            return self._excuse
+        if member not in self._hidden:
             return own
         others = [hidden for hidden in self._hidden if hidden != member]
         if others:  # leave the answer some time to travel
@@ -103,16 +120,22 @@ class Round:
         )
 
     def _cast(self, member: int, ballot: bytes) -> None:
-        if len(ballot) not in (0, BALLOT_BYTES):
+        because, accused = "", []
+        if len(ballot) == _EXCUSE_BYTES and int.from_bytes(ballot) < len(self.group.peer_ids):
+            accused = [int.from_bytes(ballot)]
+            because = f" because of member {accused[0]}"
+        if len(ballot) != BALLOT_BYTES:
             ballot = FAILED
         if not self._ballots[member].done():
             self._ballots[member].set_result(ballot)
         if ballot == FAILED and member != self.me:
-            self.exchange.fail(ExchangeError(f"member {member} has given up"))
+            # Whoever accuses this member has a fault between the two to show for it: that is seen at first hand.
+            culprits = [member] if accused == [self.me] else []
+            self.exchange.fail(ExchangeError(f"member {member} has given up{because}", culprits, accused))
 
-    async def _vote(self, ballot: bytes, send_ballot: SendBallot) -> tuple[Outcome, str]:
+    async def _vote(self, ballot: bytes, channels: Mapping[int, Channel]) -> tuple[Outcome, str]:
         others = [member for member in range(len(self.group.peer_ids)) if member != self.me]
-        calls = [asyncio.create_task(self._ask(member, ballot, send_ballot)) for member in others]
+        calls = [asyncio.create_task(self._ask(member, ballot, channels[member])) for member in others]
         await asyncio.wait(calls, timeout=self._vote_timeout_s)
         for call in calls:
             call.cancel()
@@ -134,9 +157,9 @@ class Round:
             return Outcome.UNKNOWN, f"no ballot of {self._names(silent)} within {self._vote_timeout_s:g} s"
         return Outcome.AVERAGED, ""
 
-    async def _ask(self, member: int, ballot: bytes, send_ballot: SendBallot) -> None:
+    async def _ask(self, member: int, ballot: bytes, channel: Channel) -> None:
         try:
-            answer = await send_ballot(member, ballot)
+            answer = await channel.vote(ballot or self._excuse)
         except ExchangeError as error:
             logger.debug("ballot of member %d: %s", member, error)
             return
@@ -149,16 +172,56 @@ class Round:
     def _digest(self) -> bytes:
         """Of what was received, not of what was computed from it: that may differ in the last bit between machines."""
         sha = hashlib.sha256(self.group.name)  # binds the result to who took part with how many samples
-        for average in self.exchange.averages:
-            sha.update(as_bytes(average))
+        for digest in self.exchange.digests():
+            sha.update(digest)
         return sha.digest()
 
-    def _names(self, members: list[int]) -> str:
+    def _names(self, members: Sequence[int]) -> str:
         return ", ".join(str(self.group.peer_ids[member])[-8:] for member in members)
 
     def _name_members(self, text: str) -> str:
-        for member, peer_id in enumerate(self.group.peer_ids):
-            text = text.replace(f"member {member} ", f"{str(peer_id)[-8:]} ").replace(
-                f"member {member}:", f"{str(peer_id)[-8:]}:"
-            )
-        return text
+        def names(match: re.Match[str]) -> str:
+            return self._names([int(index) for index in match[1].split(", ")])
+
+        return re.sub(r"member(?:\(s\))? (\d+(?:, \d+)*)", names, text)
+
+
+class RoundTable:
+    """The rounds that this peer is in, by the group's name, for whoever brings a groupmate's message."""
+
+    def __init__(self) -> None:
+        self._rounds: dict[bytes, Round] = {}
+        self._new_round = asyncio.Condition()
+        self._early = 0
+
+    async def add(self, round_: Round) -> None:
+        """Makes a round known to groupmates' messages."""
+        async with self._new_round:
+            self._rounds[round_.group.name] = round_
+            self._new_round.notify_all()
+
+    def forget(self, round_: Round, after_s: float) -> None:
+        """Drops a round some time from now: groupmates may still ask for its outcome."""
+        asyncio.get_running_loop().call_later(after_s, self._rounds.pop, round_.group.name, None)
+
+    async def find(self, name: bytes, peer_id: PeerID) -> tuple[Round, int] | None:
+        """A round and the sender's index in it, waiting a little for one that the sender learned of before this peer.
+
+        Returns None if there is no such round or the sender is not in it.
+        """
+        if name not in self._rounds and self._early < _MAX_EARLY:
+            self._early += 1
+            try:
+                async with self._new_round:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._new_round.wait_for(lambda: name in self._rounds), _EARLY_S)
+            finally:
+                self._early -= 1
+        return self.get(name, peer_id)
+
+    def get(self, name: bytes, peer_id: PeerID) -> tuple[Round, int] | None:
+        """As :meth:`find`, without waiting."""
+        round_ = self._rounds.get(name)
+        if round_ is None or peer_id not in round_.group.peer_ids:
+            return None
+        return round_, round_.group.peer_ids.index(peer_id)

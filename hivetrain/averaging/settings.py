@@ -21,6 +21,7 @@ class RunSettings:
         target_batch_size: samples per global update.
         compression: codec of the exchange.
         optimizer: class name of the optimizer.
+        reduction: how the members' gradients become one; see ``rules.RULES``.
         protocol: version of what peers say to each other, digests included; raised with each change of it.
     """
 
@@ -29,7 +30,8 @@ class RunSettings:
     target_batch_size: int
     compression: str
     optimizer: str
-    protocol: int = 2
+    reduction: str = "mean"
+    protocol: int = 3
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()

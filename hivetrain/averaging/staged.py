@@ -1,18 +1,20 @@
 """The exchanges of one round, one after the other: a compressor may need the average of one for the next."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import torch
 
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Stages
-from hivetrain.averaging.exchange import Exchange, ExchangeError, Layout, Traffic
+from hivetrain.averaging.exchange import Exchange
+from hivetrain.averaging.layout import Layout
+from hivetrain.averaging.memory import ResultMemory
+from hivetrain.averaging.reduction import ExchangeError, Traffic
+from hivetrain.averaging.rules import RULES, Rule
+from hivetrain.averaging.transport import Channel
 
 MAX_STAGES = 2
-
-# Opens a stream to a member for a stage; see ``exchange.OpenStream``.
-OpenStageStream = Callable[[int, int, AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 
 
 class StagedExchange:
@@ -25,18 +27,20 @@ class StagedExchange:
         stages: the compressor at work on this member's gradient.
         codec: equal on all members.
         part_timeout_s: longest wait for any single part, and for a member that is a stage behind.
+        rule: how the members' values become one; equal on all members.
+        memory: where results are put.
     """
 
     def __init__(
         self, me: int, weights: Sequence[float], layout: Callable[[int], Layout], stages: Stages, codec: Codec,
-        part_timeout_s: float,
+        part_timeout_s: float, rule: Rule = RULES["mean"], memory: ResultMemory | None = None,
     ) -> None:  # fmt: skip
         self._me, self._weights, self._layout, self._stages = me, weights, layout, stages
-        self._codec, self._part_timeout_s = codec, part_timeout_s
+        self._codec, self._part_timeout_s, self._rule = codec, part_timeout_s, rule
+        self._memory = memory or ResultMemory()
         loop = asyncio.get_running_loop()
         self._exchanges: list[asyncio.Future[Exchange]] = [loop.create_future() for _ in range(MAX_STAGES)]
         self._failure: ExchangeError | None = None
-        self.averages: list[torch.Tensor] = []
 
     @property
     def traffic(self) -> Traffic:
@@ -47,9 +51,9 @@ class StagedExchange:
     @property
     def numel(self) -> int:
         """Elements of the stages begun so far."""
-        return sum(exchange.vector.numel() for exchange in self._opened())
+        return sum(exchange.numel for exchange in self._opened())
 
-    async def run(self, open_stream: OpenStageStream) -> torch.Tensor:
+    async def run(self, channels: Mapping[int, Channel]) -> torch.Tensor:
         """Returns the averaged gradient, shape (n,).
 
         Raises:
@@ -57,21 +61,21 @@ class StagedExchange:
         """
         vector = await asyncio.to_thread(next, self._stages)
         for stage in range(MAX_STAGES):
-            average = await self._run_stage(stage, vector, open_stream)
-            self.averages.append(average)
+            average = await self._run_stage(stage, vector, channels)
             vector, result = await asyncio.to_thread(_advance, self._stages, average)
             if result is not None:
                 return result
         raise AssertionError(f"a compressor has at most {MAX_STAGES} stages")
 
-    async def _run_stage(self, stage: int, vector: torch.Tensor, open_stream: OpenStageStream) -> torch.Tensor:
+    async def _run_stage(self, stage: int, vector: torch.Tensor, channels: Mapping[int, Channel]) -> torch.Tensor:
         if self._failure is not None:
             raise self._failure
         exchange = Exchange(
-            self._me, self._weights, self._layout(vector.numel()), vector, self._codec, self._part_timeout_s
-        )
+            self._me, self._weights, self._layout(vector.numel()), vector, self._codec, self._part_timeout_s,
+            self._rule, self._memory,
+        )  # fmt: skip
         self._exchanges[stage].set_result(exchange)
-        return await exchange.run(lambda member, parts: open_stream(stage, member, parts))
+        return await exchange.run(lambda exchange, member: channels[member].exchange(stage, exchange))
 
     async def serve(self, stage: int, member: int, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Takes a member's parts of a stage and yields the averages; waits if this member is not there yet."""
@@ -85,6 +89,14 @@ class StagedExchange:
             raise ExchangeError(f"this member did not reach stage {stage} in time") from None
         async for average in exchange.serve(member, stream):
             yield average
+
+    def digests(self) -> list[bytes]:
+        """One of each stage's averages, as they travelled; waits for the hashing of the last."""
+        return [exchange.reduction.digest() for exchange in self._opened()]
+
+    def laggards(self) -> list[int]:
+        """Members for whom the stage under way waits."""
+        return self._opened()[-1].laggards() if self._opened() else []
 
     def fail(self, error: ExchangeError) -> None:
         """Ends all stages, here and for every member that waits for an answer of this one."""

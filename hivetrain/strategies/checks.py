@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hivetrain.averaging.collaboration import POLICIES
 from hivetrain.averaging.compression import make_compressor
+from hivetrain.averaging.direct.options import TRANSPORTS
+from hivetrain.averaging.rules import RULES
 
 
 def check_arguments(
@@ -19,6 +21,10 @@ def check_arguments(
     compression: str,
     matchmaking_time: float,
     averaging_timeout: float,
+    transport: str,
+    reduction: str,
+    max_upload_mbit_s: float | None,
+    direct_port: int,
     **at_least_one: float | None,
 ) -> None:
     """Raises MisconfigurationException for arguments of the strategy that are out of range."""
@@ -29,6 +35,14 @@ def check_arguments(
         raise MisconfigurationException(f"run_id must be a non-empty name without dots, got {run_id!r}")
     if on_failed_round not in POLICIES:
         raise MisconfigurationException(f"on_failed_round must be one of {POLICIES}, got {on_failed_round!r}")
+    if transport not in TRANSPORTS:
+        raise MisconfigurationException(f"transport must be one of {TRANSPORTS}, got {transport!r}")
+    if reduction not in RULES:
+        raise MisconfigurationException(f"reduction must be one of {tuple(RULES)}, got {reduction!r}")
+    if max_upload_mbit_s is not None and max_upload_mbit_s <= 0:
+        raise MisconfigurationException(f"max_upload_mbit_s must be positive, got {max_upload_mbit_s}")
+    if not 0 <= direct_port < 2**16:
+        raise MisconfigurationException(f"direct_port must be a TCP port or 0, got {direct_port}")
     if not 0 < matchmaking_time < averaging_timeout:
         raise MisconfigurationException("matchmaking_time must be positive and less than averaging_timeout")
     try:

@@ -60,6 +60,12 @@ class HivemindStrategy(SingleDeviceStrategy):
             nobody waits for the exchange. Peers of one run may differ in it.
         compression: encoding of exchanged gradients: ``none``, ``fp16``, ``int8`` or ``powersgd(RANK)``. Equal on all
             peers.
+        reduction: how gradients become one: ``mean`` (weighted with samples) or ``clipped`` (none counts for more than
+            the median norm). Equal on all peers.
+        transport: how gradients travel: ``auto`` (direct TLS links where peers can reach each other, else libp2p),
+            ``libp2p``, ``direct`` (TLS or the round fails) or ``direct-plain`` (neither encrypted nor authenticated).
+        direct_port: TCP port for direct links; 0 picks a free one.
+        max_upload_mbit_s: limit on what this peer sends in exchanges, over all members; None: no limit.
         max_samples_per_peer: cap on what one peer counts for; None: a quarter of the target once there are 4 peers.
         record_ttl: seconds after which a peer that fell silent is no longer waited for.
         bandwidth: relative bandwidth of this peer; decides how much it reduces for the others.
@@ -89,6 +95,10 @@ class HivemindStrategy(SingleDeviceStrategy):
         on_failed_round: str = "retry",
         overlap: bool = False,
         compression: str = "none",
+        reduction: str = "mean",
+        transport: str = "auto",
+        direct_port: int = 0,
+        max_upload_mbit_s: float | None = None,
         max_samples_per_peer: int | None = None,
         record_ttl: float = 30.0,
         bandwidth: float = 1.0,
@@ -106,16 +116,19 @@ class HivemindStrategy(SingleDeviceStrategy):
         super().__init__()
         check_arguments(
             run_id, on_failed_round, compression, matchmaking_time, averaging_timeout,
+            transport, reduction, max_upload_mbit_s, direct_port,
             target_batch_size=target_batch_size, batch_size=batch_size, max_samples_per_peer=max_samples_per_peer,
             record_ttl=record_ttl, bootstrap_timeout=bootstrap_timeout,
         )  # fmt: skip
         self.target_batch_size, self.run_id, self.batch_size = target_batch_size, run_id, batch_size
         self.on_failed_round, self.overlap, self.compression = on_failed_round, overlap, compression
+        self.reduction = reduction
         self._scheduler_fn, self._keep_updates_mb = scheduler_fn, keep_updates_mb
         self.watchers = Watchers()  # for callbacks, in their setup
         self._options = PeerOptions(
-            run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode
-        )
+            run_id, matchmaking_time, averaging_timeout, record_ttl, max_samples_per_peer, bandwidth, client_mode,
+            max_upload_mbit_s=max_upload_mbit_s,
+        )  # fmt: skip
         dht_options: dict[str, Any] = {
             "announce_maddrs": announce_maddrs,
             "identity_path": identity_path,
@@ -124,7 +137,9 @@ class HivemindStrategy(SingleDeviceStrategy):
             "use_ipfs": use_ipfs,
             **({"host_maddrs": host_maddrs} if host_maddrs else {}),
         }
-        self._membership = Membership(initial_peers, bootstrap_timeout, self._options, dht_options)
+        self._membership = Membership(
+            initial_peers, bootstrap_timeout, self._options, dht_options, transport, direct_port
+        )
         self.parallel_devices: list[torch.device] = []  # set by the Trainer
         self._collaboration: Collaboration | None = None
         self._restored: dict[str, Any] | None = None
@@ -325,6 +340,7 @@ class HivemindStrategy(SingleDeviceStrategy):
             self.target_batch_size,
             self.compression,
             type(self.optimizers[0]).__name__,
+            self.reduction,
         )
         self._membership.open(
             settings,

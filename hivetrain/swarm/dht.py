@@ -146,6 +146,7 @@ def start_dht(
     peers = [_parse_option("initial_peers", peer, with_peer_id=True) for peer in initial_peers]
     hosts = [_parse_option("host_maddrs", maddr) for maddr in host_maddrs]
     announced = [_parse_option("announce_maddrs", maddr) for maddr in announce_maddrs or ()]
+    is_known_identity = identity_path is not None and os.path.exists(identity_path)
     if identity_path is not None:
         ensure_identity(identity_path)
     _refuse_taken_ports(hosts)
@@ -162,6 +163,7 @@ def start_dht(
         "host_maddrs": hosts,
         "announce_maddrs": announced or None,
         "identity_path": None if identity_path is None else os.fspath(identity_path),
+        "check_if_identity_free": is_known_identity,  # asks through another p2pd; nobody can have a new key
         "use_relay": use_relay,
         "use_auto_relay": use_auto_relay,
         "use_ipfs": use_ipfs,

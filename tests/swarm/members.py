@@ -10,10 +10,13 @@ from hivemind.p2p import PeerID
 
 from hivetrain.averaging.codecs import make_codec
 from hivetrain.averaging.compression import Plain
-from hivetrain.averaging.exchange import Exchange, ExchangeError, Layout
+from hivetrain.averaging.exchange import Exchange, over_streams
 from hivetrain.averaging.group import Group, Offer
+from hivetrain.averaging.layout import Layout
+from hivetrain.averaging.reduction import ExchangeError
 from hivetrain.averaging.round import Round
 from hivetrain.averaging.staged import StagedExchange
+from hivetrain.averaging.transport import Channel
 
 FINGERPRINT, DIGEST = b"f" * 16, b"d" * 16
 
@@ -22,13 +25,17 @@ def make_peer_id():
     return PeerID(b"\x12\x20" + os.urandom(32))
 
 
-def make_offer(samples=10, epoch=0, digest=DIGEST, fingerprint=FINGERPRINT, bandwidth=1.0):
-    return Offer(fingerprint, epoch, digest, samples, bandwidth, os.urandom(8))
+def make_offer(samples=10, epoch=0, digest=DIGEST, fingerprint=FINGERPRINT, bandwidth=1.0, links=b""):
+    return Offer(fingerprint, epoch, digest, samples, bandwidth, os.urandom(8), links=links)
 
 
 def make_group(offers):
+    return make_group_of({make_peer_id(): offer for offer in offers})
+
+
+def make_group_of(offers):
     return Group.from_matchmaking(
-        GroupInfo(b"id", tuple(make_peer_id() for _ in offers), tuple(offer.to_bytes() for offer in offers))
+        GroupInfo(os.urandom(20), tuple(offers), tuple(offer.to_bytes() for offer in offers.values()))
     )
 
 
@@ -52,7 +59,7 @@ async def run_exchanges(exchanges, behave=None):
 
         return open_stream
 
-    runs = (exchange.run(opener(me)) for me, exchange in enumerate(exchanges))
+    runs = (exchange.run(over_streams(opener(me))) for me, exchange in enumerate(exchanges))
     return await asyncio.gather(*runs, return_exceptions=True)
 
 
@@ -70,32 +77,42 @@ async def run_rounds(group, vectors, behave=None, ballots=None, absent=(), vote_
     exchanges = [member_exchange(me) for me in range(len(vectors))]
     rounds = [Round(group, me, exchange, vote_timeout_s) for me, exchange in enumerate(exchanges)]
 
-    def transport(me):
-        async def open_stream(stage, member, parts):
-            if member in absent:
-                raise ExchangeError("cannot be dialled")
-            said = (behave or {}).get((me, member), lambda stream: stream)(parts)
-            async with aclosing(exchanges[member].serve(stage, me, said)) as answers:
-                async for answer in answers:
-                    yield answer
+    class InMemory(Channel):
+        name = "memory"
 
-        async def send_ballot(member, ballot):
-            said = ballots.get((me, member), ballot)
-            if said is None or member in absent:
-                raise ExchangeError("lost on the way")
-            try:
-                answer = await rounds[member].answer_ballot(me, said)
-            except TimeoutError:
-                raise ExchangeError("no answer") from None
-            answer = ballots.get((member, me), answer)
-            if answer is None:
-                raise ExchangeError("lost on the way")
-            return answer
+        def __init__(self, me, member):
+            self.me, self.member = me, member
 
-        return open_stream, send_ballot
+        async def exchange(self, stage, exchange):
+            await exchange.talk_over(lambda _, parts: open_stream(self.me, stage, self.member, parts), self.member)
+
+        async def vote(self, ballot):
+            return await send_ballot(self.me, self.member, ballot)
+
+    async def open_stream(me, stage, member, parts):
+        if member in absent:
+            raise ExchangeError("cannot be dialled")
+        said = (behave or {}).get((me, member), lambda stream: stream)(parts)
+        async with aclosing(exchanges[member].serve(stage, me, said)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def send_ballot(me, member, ballot):
+        said = ballots.get((me, member), ballot)
+        if said is None or member in absent:
+            raise ExchangeError("lost on the way")
+        try:
+            answer = await rounds[member].answer_ballot(me, said)
+        except TimeoutError:
+            raise ExchangeError("no answer") from None
+        answer = ballots.get((member, me), answer)
+        if answer is None:
+            raise ExchangeError("lost on the way")
+        return answer
 
     present = [me for me in range(len(rounds)) if me not in absent]
-    return await asyncio.gather(*(rounds[me].run(*transport(me), timeout_s) for me in present))
+    channels = {me: {other: InMemory(me, other) for other in range(len(rounds)) if other != me} for me in present}
+    return await asyncio.gather(*(rounds[me].run(channels[me], timeout_s) for me in present))
 
 
 def digests(results):

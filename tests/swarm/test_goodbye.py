@@ -6,6 +6,8 @@ import pytest
 import torch
 from members import digests, make_exchanges
 
+from hivetrain.averaging.exchange import over_streams
+
 
 async def _run_over_hasty_streams(exchanges):
     """Runs all members; who closes a stream cuts off, in both directions, what the other side has not read yet."""
@@ -43,13 +45,13 @@ async def _run_over_hasty_streams(exchanges):
 
         return open_stream
 
-    runs = (exchange.run(opener(me)) for me, exchange in enumerate(exchanges))
+    runs = (exchange.run(over_streams(opener(me))) for me, exchange in enumerate(exchanges))
     return await asyncio.gather(*runs, return_exceptions=True)
 
 
 @pytest.mark.parametrize("members", [2, 3])
 def test_no_average_is_lost_when_streams_close_hastily(members, monkeypatch):
-    monkeypatch.setattr("hivetrain.averaging.exchange.PART_ELEMENTS", 10)
+    monkeypatch.setattr("hivetrain.averaging.layout.PART_ELEMENTS", 10)
     vectors = [torch.full((100 * members,), float(me)) for me in range(members)]
 
     async def main():

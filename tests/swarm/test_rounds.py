@@ -24,9 +24,11 @@ from members import (
 )
 
 from hivetrain.averaging.codecs import CODECS, make_codec
-from hivetrain.averaging.exchange import PART_ELEMENTS, ExchangeError, Layout
+from hivetrain.averaging.exchange import over_streams
 from hivetrain.averaging.group import MAX_OFFER_BYTES, Group, Offer
+from hivetrain.averaging.layout import PART_ELEMENTS, Layout
 from hivetrain.averaging.progress import MAX_RECORD_BYTES, MAX_TTL_S, Progress, ProgressBoard, SwarmView
+from hivetrain.averaging.reduction import ExchangeError
 from hivetrain.averaging.report import Outcome
 
 VICTIM = 1  # the member that misbehaves
@@ -183,7 +185,7 @@ def test_an_answer_of_wrong_length_is_an_error_that_names_the_member(length):
             async for _ in parts:
                 yield bytes(length)
 
-        await exchange.run(open_stream)
+        await exchange.run(over_streams(open_stream))
 
     with pytest.raises(ExchangeError, match="member 1: none: 5 elements take 20 bytes"):
         asyncio.run(run())
@@ -204,7 +206,7 @@ def test_a_member_that_is_gone_ends_the_exchange_at_once():
 
         start = time.monotonic()
         with pytest.raises(ExchangeError, match="member 1 is gone"):
-            await asyncio.wait_for(exchange.run(open_stream), 30)
+            await asyncio.wait_for(exchange.run(over_streams(open_stream)), 30)
         return time.monotonic() - start
 
     assert asyncio.run(run()) < 5

@@ -17,8 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch.utils.data import DataLoader, TensorDataset
 
 from hivetrain.averaging.codecs import CODECS, Float32
-from hivetrain.averaging.exchange import PART_ELEMENTS, Exchange
+from hivetrain.averaging.exchange import Exchange
 from hivetrain.averaging.group import Matchmaker
+from hivetrain.averaging.layout import PART_ELEMENTS
 from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.strategies import HivemindStrategy
 

@@ -1,0 +1,219 @@
+"""All direct links of this peer: listens, dials, and keeps what has been opened from one round to the next.
+
+A stranger gets as far as a handshake. Its link is kept for a moment without a byte being read, and closed unless a
+round names the stranger as a member.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from hivemind.p2p import PeerID
+
+from hivetrain.averaging.direct.bucket import TokenBucket
+from hivetrain.averaging.direct.handshake import Credentials, Direction, HandshakeError, Hello
+from hivetrain.averaging.direct.link import Link, OnControl
+from hivetrain.averaging.direct.pipe import Pipe
+
+logger = logging.getLogger(__name__)
+
+DIAL_S = 2.0
+_UNCLAIMED_S = 15.0  # for a link that no round has asked for, or for half of one
+_MAX_UNCLAIMED = 64
+_HANDSHAKES = 8
+_BACKLOG = 64
+_JOIN_S = 1.0
+
+
+class DirectLinks:
+    """Opens, accepts and keeps links. Create it inside a running event loop.
+
+    Args:
+        credentials: of this peer.
+        run_id: name of the run; dialling another run's peer is refused.
+        send_timeout_s: longest time to send a frame.
+        on_control: see :class:`Link`.
+        bucket: limit on the upload.
+    """
+
+    def __init__(
+        self, credentials: Credentials, run_id: str, send_timeout_s: float, on_control: OnControl,
+        bucket: TokenBucket | None,
+    ) -> None:  # fmt: skip
+        self._credentials, self._run = credentials, hashlib.sha256(run_id.encode()).digest()
+        self._send_timeout_s, self._on_control, self._bucket = send_timeout_s, on_control, bucket
+        self._loop = asyncio.get_running_loop()
+        self._links: dict[PeerID, Link] = {}
+        self._closed: list[Link] = []
+        self._halves: dict[tuple[PeerID, bytes], tuple[Hello, socket.socket, float]] = {}
+        self._unclaimed: dict[PeerID, tuple[socket.socket, socket.socket, float]] = {}
+        self._arrived = asyncio.Condition()
+        self._workers = ThreadPoolExecutor(_HANDSHAKES, "hivetrain-handshake")
+        self._servers: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._handshaking: set[socket.socket] = set()
+        self.port = 0
+
+    def listen(self, hosts: Sequence[str], port: int) -> None:
+        """Begins to accept on all ``hosts``, on one port.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        for host in hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            server = socket.create_server((host, self.port or port), family=family, backlog=_BACKLOG)
+            server.setblocking(False)
+            self.port = server.getsockname()[1]
+            self._servers.append(server)
+            self._tasks.append(asyncio.create_task(self._accept_all(server)))
+        self._tasks.append(asyncio.create_task(self._sweep()))
+
+    def find(self, peer_id: PeerID) -> Link | None:
+        """A link that is open to a member of the own group; begins to read from one that had been waiting."""
+        if peer_id in self._unclaimed:
+            sending, receiving, _ = self._unclaimed.pop(peer_id)
+            self._open(peer_id, sending, receiving)
+        return self._links.get(peer_id)
+
+    async def wait_for(self, peer_id: PeerID, timeout_s: float) -> Link | None:
+        """A link to a member, when it comes within ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._arrived:
+                await self._arrived.wait_for(lambda: self.find(peer_id) is not None)
+        return self._links.get(peer_id)
+
+    async def dial(self, peer_id: PeerID, addresses: Sequence[tuple[str, int]], timeout_s: float) -> Link | None:
+        """Opens a link to a member; returns None if none of its addresses leads to it within ``timeout_s``."""
+        deadline, link = time.monotonic() + timeout_s, os.urandom(16)
+        opened: list[socket.socket] = []
+        for number, address in enumerate(addresses):
+            now = time.monotonic()
+            until = now + (deadline - now) / (len(addresses) - number)
+            try:
+                for direction in Direction:
+                    hello = Hello(direction, link, self._run)
+                    work = self._loop.run_in_executor(self._workers, self._dial_once, peer_id, address, hello, until)
+                    opened.append(await work)
+                break
+            except (OSError, HandshakeError) as error:
+                logger.debug("no link to %s at %s: %s", peer_id, address, error)
+                _close_all(opened)
+                opened.clear()
+        if len(opened) < len(Direction):
+            return None
+        return self._open(peer_id, *opened)
+
+    async def stop(self) -> None:
+        """Closes all links and waits for their threads."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        _close_all(self._servers)
+        _close_all(self._handshaking)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        for _, half, _ in self._halves.values():
+            half.close()
+        for sending, receiving, _ in self._unclaimed.values():
+            _close_all([sending, receiving])
+        links = [*self._links.values(), *self._closed]
+        for link in links:
+            link.close()
+        await asyncio.gather(*(asyncio.to_thread(link.join, _JOIN_S) for link in links))
+
+    def _dial_once(self, peer_id: PeerID, address: tuple[str, int], hello: Hello, until: float) -> socket.socket:
+        sock = socket.create_connection(address, timeout=max(0.01, until - time.monotonic()))
+        try:
+            sock.settimeout(max(0.01, until - time.monotonic()))
+            return self._credentials.dial(sock, peer_id, hello)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _open(self, peer_id: PeerID, sending: socket.socket, receiving: socket.socket) -> Link:
+        if (old := self._links.get(peer_id)) is not None:
+            old.close("replaced by a new link")
+        outgoing = Pipe(sending, self._send_timeout_s, self._bucket)
+        link = Link(peer_id, outgoing, Pipe(receiving, None, None), self._on_control, self._forget)
+        self._links[peer_id] = link
+        link.start()
+        return link
+
+    def _forget(self, link: Link) -> None:
+        def forget() -> None:
+            if self._links.get(link.peer_id) is link:
+                del self._links[link.peer_id]
+            self._closed.append(link)
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            if asyncio._get_running_loop() is self._loop:
+                forget()
+            else:
+                self._loop.call_soon_threadsafe(forget)
+
+    async def _accept_all(self, server: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(server)
+            except OSError as error:
+                logger.warning("cannot accept a direct link: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._handshaking) >= _BACKLOG:
+                sock.close()
+                continue
+            self._handshaking.add(sock)
+            asyncio.ensure_future(self._greet(sock)).add_done_callback(lambda task: task.cancelled() or task.result())
+
+    async def _greet(self, sock: socket.socket) -> None:
+        try:
+            sock.setblocking(True)
+            sock.settimeout(DIAL_S)
+            secured, peer_id, hello = await self._loop.run_in_executor(self._workers, self._credentials.accept, sock)
+        except (OSError, HandshakeError, RuntimeError) as error:
+            logger.debug("refused a direct link: %s", error)
+            sock.close()
+            return
+        finally:
+            self._handshaking.discard(sock)
+        if hello.run != self._run or len(self._halves) >= _MAX_UNCLAIMED:
+            secured.close()
+            return
+        other = self._halves.pop((peer_id, hello.link), None)
+        if other is None:
+            self._halves[peer_id, hello.link] = hello, secured, time.monotonic()
+            return
+        theirs, half, _ = other
+        if theirs.direction is hello.direction or len(self._unclaimed) >= _MAX_UNCLAIMED:
+            _close_all([half, secured])
+            return
+        receiving, sending = (half, secured) if theirs.direction is Direction.SENDING else (secured, half)
+        if peer_id in self._unclaimed:
+            _close_all(self._unclaimed.pop(peer_id)[:2])
+        self._unclaimed[peer_id] = sending, receiving, time.monotonic()
+        async with self._arrived:
+            self._arrived.notify_all()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_UNCLAIMED_S / 3)
+            oldest = time.monotonic() - _UNCLAIMED_S
+            for half_key in [key for key, (_, _, since) in self._halves.items() if since < oldest]:
+                self._halves.pop(half_key)[1].close()
+            for peer_id in [peer_id for peer_id, (_, _, since) in self._unclaimed.items() if since < oldest]:
+                _close_all(self._unclaimed.pop(peer_id)[:2])
+            for link in self._closed:
+                link.join(0)
+            self._closed = [link for link in self._closed if not link.is_released]
+
+
+def _close_all(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        with contextlib.suppress(OSError):
+            sock.close()
