@@ -237,8 +237,8 @@ from hivetrain import fit_cli
 fit_cli.ENDING_S = 0.5
 with fit_cli.orderly_end():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print(child.pid, flush=True)
     try:
+        print(child.pid, flush=True)
         time.sleep(600)
     finally:
         time.sleep(600)
@@ -250,7 +250,7 @@ def test_a_clean_up_that_hangs_is_ended_with_its_children(tmp_path: Path) -> Non
     child = int(process.stdout.readline())
     process.terminate()
     assert process.wait(10) == 143
-    process.communicate()
+    process.communicate(timeout=10)
     deadline = time.monotonic() + 10
     while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline

@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+from hivemind.utils.mpfuture import MPFuture, SharedBytes
 
 from hivetrain.errors import UserError
 from hivetrain.swarm import (
@@ -150,6 +151,19 @@ def test_a_shutdown_in_the_middle_of_the_start_leaves_nothing(p2pd_runs):
         processes += p2pds_of(dht.pid)
     dht.shutdown()
     assert not any(map(is_running, processes))
+
+
+@pytest.mark.parametrize("lock", [MPFuture._update_lock, MPFuture._initialization_lock, SharedBytes._lock])
+def test_a_process_killed_with_a_shared_lock_in_hand_does_not_stop_the_next_dht(dhts, lock, monkeypatch, caplog):
+    monkeypatch.setattr("hivetrain.swarm.locks.MAX_HELD_S", 0.2)
+    child = os.fork()
+    if child == 0:
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    dhts.append(start_dht([], startup_timeout_s=20))
+    assert visible_maddrs(dhts[0])
+    assert caplog.text.count("seems to have held it") == 1
 
 
 TWO_PEERS = """

@@ -29,6 +29,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivetrain.errors import UserError
 from hivetrain.swarm.addresses import SwarmJoinError, parse_maddr
 from hivetrain.swarm.identity import ensure_identity
+from hivetrain.swarm.locks import free_abandoned_locks
 from hivetrain.swarm.processes import end_with_parent, is_running, kill_all, list_descendants
 from hivetrain.swarm.records import HotkeyRecords
 
@@ -154,11 +155,8 @@ def start_dht(
     if local_only and not announced and not client_mode and not all(map(_is_loopback, peers)):
         logger.warning("no other machine can connect to %s: pass host_maddrs such as /ip4/0.0.0.0/tcp/31337", hosts)
     options = {
-        "record_validators": (
-            *record_validators,
-            HotkeyRecords(),
-            RSASignatureValidator(),
-        ),  # an own one of the caller takes its place
+        # hivemind keeps the first of each kind: a signing one of the caller takes the place of these
+        "record_validators": (*record_validators, HotkeyRecords(), RSASignatureValidator()),
         "client_mode": client_mode,
         "host_maddrs": hosts,
         "announce_maddrs": announced or None,
@@ -234,6 +232,7 @@ def _join(peers: list[str], hosts: list[str], deadline: float, options: dict[str
 
 
 def _start_once(peers: list[str], deadline: float, options: dict[str, Any]) -> SwarmDHT:
+    free_abandoned_locks()
     left_s = max(0.1, deadline - time.monotonic())
     dht = SwarmDHT(peers, start=False, startup_timeout=left_s, **options)
     try:
