@@ -1,11 +1,12 @@
 """Frees the locks that a killed DHT process took with it.
 
-The surprising fact: all processes that hivemind forks share the semaphores of ``MPFuture`` with the program. One that is
-killed between taking and releasing such a semaphore leaves it taken, and every DHT process started later by the same
+The surprising fact: all processes that hivemind forks share the semaphores of ``MPFuture`` with the program. One that
+is killed between taking and releasing such a semaphore leaves it taken, and every DHT process started later by the same
 program waits for it in vain, without a word.
 """
 
 import logging
+from typing import Any
 
 from hivemind.utils.mpfuture import MPFuture, SharedBytes
 
@@ -22,7 +23,7 @@ def free_abandoned_locks() -> None:
         lock.release()
 
 
-def _locks() -> dict:
+def _locks() -> dict[str, Any]:
     return {
         "update lock": MPFuture._update_lock,
         "initialization lock": MPFuture._initialization_lock,
