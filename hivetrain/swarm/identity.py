@@ -21,8 +21,6 @@ from hivemind.utils.crypto import RSAPrivateKey
 from hivetrain.errors import UserError
 
 MAX_IDENTITY_BYTES = 64 * 1024
-
-
 MAX_PUBLIC_KEY_BYTES = 1024
 _RSA_BITS = range(2048, 4097)
 
