@@ -111,7 +111,7 @@ class Averager:
             target: the group is complete when it has this many members.
             quorum: a smaller group is no success.
             timeout_s: limit for the whole attempt.
-                on_group: called when a group has been found.
+            on_group: called when a group has been found.
             avoided: peers that are left out if this peer leads the group, and that it does not follow.
 
         Returns the report and, if and only if its outcome is ``AVERAGED``, the averaged gradient, shape (n,).
