@@ -5,25 +5,19 @@ still tell of it, and stays as it is afterwards, so the file grows by some hundr
 there are.
 """
 
-import fcntl
-import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hivetrain.errors import UserError
 from hivetrain.monitor.aggregate import EpochLine, epoch_line
 from hivetrain.monitor.roster import Event, Member, Presence
 from hivetrain.monitor.status import EpochNote, RoundNote
+from hivetrain.sqlite_file import Kind, SqliteFile
 
-VERSION = 1
-IN_MEMORY = ":memory:"
 KEPT_NOTES = 64  # epochs for which single peers' words are kept
 MAX_EVENTS = 10_000
-_APPLICATION_ID = 0x68697664
 _LINE = tuple(field.name for field in fields(EpochLine))
 _ROUND = tuple(field.name for field in fields(RoundNote))
 _VALUES = {"notes": ("loss", "samples"), "rounds": _ROUND[2:], "heldout": ("loss",)}  # what is no key
@@ -38,6 +32,7 @@ CREATE TABLE ticks (at REAL PRIMARY KEY, peers INTEGER, tokens_per_s REAL, joine
 CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL, kind TEXT, peer TEXT, text TEXT);
 CREATE TABLE members (peer TEXT PRIMARY KEY, presence TEXT, first_seen REAL, last_seen REAL) WITHOUT ROWID;
 """
+_KIND = Kind("history", "dashboard", "pass another --db", application_id=0x68697664, version=1, schema=_SCHEMA)
 _NAN = "nan"  # SQLite turns NaN into NULL, which means "none" here
 
 
@@ -61,10 +56,8 @@ class History:
     """
 
     def __init__(self, path: str | Path, run_id: str) -> None:
-        self.path, self.run_id = str(path), run_id
-        self._mutex = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._lock: int | None = None
+        self.run_id = run_id
+        self._file = SqliteFile(path, _KIND)
 
     def open(self) -> None:
         """Takes the file.
@@ -72,35 +65,17 @@ class History:
         Raises:
             UserError: another dashboard has it, it is of another run, or it is no history of this version.
         """
-        try:
-            if self.path != IN_MEMORY:
-                self._take_file()
-            self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            self._prepare(self._connection)
-        except BlockingIOError:
-            self.close()
-            raise UserError(f"{self.path} is in use by another dashboard: pass another --db") from None
-        except (OSError, sqlite3.Error) as error:
-            self.close()
-            raise UserError(f"cannot open the history {self.path}: {error}; pass another --db") from None
-        except BaseException:
-            self.close()
-            raise
+        self._file.open(run_id=self.run_id)
+        self._file.write("PRAGMA synchronous = NORMAL")
 
     def close(self) -> None:
         """Lets go of the file; may be called twice."""
-        with self._mutex:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+        self._file.close()
 
     @property
     def size_bytes(self) -> int:
         """Bytes that it takes, without what was written just now."""
-        ((pages, page_size),) = self._rows("SELECT page_count, page_size FROM pragma_page_count, pragma_page_size")
+        ((pages, page_size),) = self._file.rows("SELECT page_count, page_size FROM pragma_page_count, pragma_page_size")
         return int(pages * page_size)
 
     def add_notes(
@@ -112,7 +87,7 @@ class History:
     ) -> list[EpochLine]:
         """Takes in what peers (by id) say of epochs; returns the lines that are other than before."""
         touched: set[int] = set()
-        with self._mutex, self._transaction() as db:
+        with self._file.transaction() as db:
             for peer, note in notes:
                 loss = _NAN if note.loss is not None and note.loss != note.loss else note.loss
                 touched |= self._put(db, "notes", (note.epoch, peer, loss, note.samples))
@@ -128,11 +103,11 @@ class History:
 
     def add_tick(self, tick: Tick) -> None:
         """Adds a moment."""
-        self._write("INSERT OR REPLACE INTO ticks VALUES (?, ?, ?, ?, ?)", astuple(tick))
+        self._file.write("INSERT OR REPLACE INTO ticks VALUES (?, ?, ?, ?, ?)", *astuple(tick))
 
     def add_events(self, events: Sequence[Event]) -> None:
         """Adds events and forgets the oldest ones."""
-        with self._mutex, self._transaction() as db:
+        with self._file.transaction() as db:
             rows = [astuple(event) for event in events]
             db.executemany("INSERT INTO events (at, kind, peer, text) VALUES (?, ?, ?, ?)", rows)
             db.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (MAX_EVENTS,))
@@ -140,31 +115,31 @@ class History:
     def keep_members(self, members: Sequence[Member]) -> None:
         """Replaces what is known of the peers."""
         rows = [(member.peer_id, str(member.presence), member.first_seen, member.last_seen) for member in members]
-        with self._mutex, self._transaction() as db:
+        with self._file.transaction() as db:
             db.execute("DELETE FROM members")
             db.executemany("INSERT INTO members VALUES (?, ?, ?, ?)", rows)
 
     def members(self) -> list[Member]:
         """The peers as they were kept."""
-        rows = self._rows("SELECT peer, presence, first_seen, last_seen FROM members")
+        rows = self._file.rows("SELECT peer, presence, first_seen, last_seen FROM members")
         return [Member(peer, b"", Presence(presence), first, last) for peer, presence, first, last in rows]
 
     def last_epochs(self, number: int) -> list[EpochLine]:
         """The latest lines, in order."""
-        rows = self._rows(f"SELECT {', '.join(_LINE)} FROM epochs ORDER BY epoch DESC LIMIT ?", number)
+        rows = self._file.rows(f"SELECT {', '.join(_LINE)} FROM epochs ORDER BY epoch DESC LIMIT ?", number)
         return [EpochLine(*row) for row in reversed(rows)]
 
     def last_events(self, number: int) -> list[Event]:
         """The latest events, the last one first."""
-        rows = self._rows("SELECT at, kind, peer, text FROM events ORDER BY id DESC LIMIT ?", number)
+        rows = self._file.rows("SELECT at, kind, peer, text FROM events ORDER BY id DESC LIMIT ?", number)
         return [Event(*row) for row in rows]
 
     def epoch_series(self, points: int) -> dict[str, list[Any]]:
         """Columns over the swarm epochs with at most ``points`` rows: of each stretch the mean and the extremes."""
-        span = self._rows("SELECT min(epoch), max(epoch) FROM epochs")[0]
+        span = self._file.rows("SELECT min(epoch), max(epoch) FROM epochs")[0]
         width = 1 if span[0] is None else max(1, -(-(span[1] - span[0] + 1) // max(1, points)))
         columns = ("epoch", "loss", "loss_low", "loss_high", "heldout_loss", "exchange_s", "group_size", "failed")
-        rows = self._rows(
+        rows = self._file.rows(
             "SELECT max(epoch), avg(loss), min(loss_low), max(loss_high), avg(heldout_loss), avg(exchange_s), "
             "avg(group_size), sum(failed) FROM epochs GROUP BY (epoch - ?) / ? ORDER BY 1",
             span[0] or 0, width,
@@ -173,9 +148,9 @@ class History:
 
     def tick_series(self, points: int) -> dict[str, list[Any]]:
         """Columns over time with at most ``points`` rows."""
-        first, last = self._rows("SELECT min(at), max(at) FROM ticks")[0]
+        first, last = self._file.rows("SELECT min(at), max(at) FROM ticks")[0]
         width = max(1.0, (last - first) / max(1, points - 1)) if first is not None else 1.0
-        rows = self._rows(
+        rows = self._file.rows(
             "SELECT max(at), avg(peers), min(peers), max(peers), avg(tokens_per_s), sum(joined), sum(gone) "
             "FROM ticks GROUP BY CAST((at - ?) / ? AS INTEGER) ORDER BY 1",
             first or 0.0, width,
@@ -185,11 +160,11 @@ class History:
 
     def prune_ticks(self, before: float, keep_every_s: float) -> None:
         """Thins out old moments: of each stretch of ``keep_every_s`` the last one stays, and every join and loss."""
-        self._write(
+        self._file.write(
             "DELETE FROM ticks WHERE at < ? AND joined = 0 AND gone = 0 AND at NOT IN "
             "(SELECT max(at) FROM ticks WHERE at < ? GROUP BY CAST(at / ? AS INTEGER))",
-            (before, before, keep_every_s),
-        )
+            before, before, keep_every_s,
+        )  # fmt: skip
 
     def _put(self, db: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> set[int]:
         """Writes a row; returns its epoch if that changed anything."""
@@ -217,56 +192,6 @@ class History:
         db.execute(f"INSERT OR REPLACE INTO epochs ({', '.join(_LINE)}) VALUES ({marks})", astuple(line))
         return line
 
-    def _take_file(self) -> None:
-        file = Path(self.path).expanduser()
-        self.path = str(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Not flock: a forked DHT process would inherit that, and hold it when this process has been killed.
-        self._lock = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-        if found == [0, 0] and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            pragmas = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {VERSION};"
-            db.executescript(f"BEGIN; {_SCHEMA} {pragmas} COMMIT;")
-            db.execute("INSERT INTO facts VALUES ('run_id', ?)", (self.run_id,))
-        elif found != [_APPLICATION_ID, VERSION]:
-            raise UserError(f"{self.path} is no history of a dashboard of this version: pass another --db")
-        (run_id,) = db.execute("SELECT value FROM facts WHERE name = 'run_id'").fetchone()
-        if run_id != self.run_id:
-            raise UserError(f"{self.path} is the history of run {run_id!r}: pass another --db")
-
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._mutex:
-            assert self._connection is not None, "the history is open"
-            return self._connection.execute(query, values).fetchall()
-
-    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
-        with self._mutex:
-            assert self._connection is not None, "the history is open"
-            self._connection.execute(statement, values)
-
-    def _transaction(self) -> "_Transaction":
-        assert self._connection is not None, "the history is open"
-        return _Transaction(self._connection)
-
-
-class _Transaction:
-    """All of what is written inside is kept, or nothing."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> sqlite3.Connection:
-        self._db.execute("BEGIN IMMEDIATE")
-        return self._db
-
-    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
-        self._db.execute("ROLLBACK" if kind else "COMMIT")
-
-
-def _columns(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
+def _columns(names: Sequence[str], rows: Sequence[sqlite3.Row]) -> dict[str, list[Any]]:
     return {name: [row[index] for row in rows] for index, name in enumerate(names)}

@@ -13,7 +13,6 @@ from typing import Any
 from hivetrain.averaging.updates import Followed
 from hivetrain.contribution.audit import Audit, Verdict
 from hivetrain.contribution.record import Contribution, Position, open_contribution
-from hivetrain.errors import UserError
 from hivetrain.validator.schema import Database
 
 MOST_RECORDS = 256  # of one hotkey in one epoch; a miner renews its record every few blocks while rounds fail
@@ -107,25 +106,10 @@ class State:
         Raises:
             UserError: the file belongs to another run or validator, or cannot be used.
         """
-        self.database.open()
-        try:
-            with self.transaction():
-                for name, value in facts.items():
-                    found = self.fact(name)
-                    if found not in (None, value):
-                        path = self.database.path
-                        raise UserError(f"the state file {path} is of {name} {found}, not {value}: choose another path")
-                    self.set_fact(name, value)
-        except BaseException:
-            self.database.close()
-            raise
+        self.database.open(**facts)
 
     def close(self) -> None:
         self.database.close()
-
-    def fact(self, name: str) -> str | None:
-        row = self.database.one("SELECT value FROM facts WHERE name = ?", name)
-        return None if row is None else str(row[0])
 
     def set_fact(self, name: str, value: str) -> None:
         self.database.write("INSERT OR REPLACE INTO facts VALUES (?, ?)", name, value)

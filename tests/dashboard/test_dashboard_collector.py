@@ -207,7 +207,7 @@ def test_a_history_is_of_one_run_and_one_dashboard(tmp_path):
     first = History(path, "one")
     first.open()
     first.close()
-    with pytest.raises(UserError, match="history of run 'one'"):
+    with pytest.raises(UserError, match="is of run_id one, not two: pass another --db"):
         History(path, "two").open()
     again = History(path, "one")
     again.open()
