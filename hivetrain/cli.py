@@ -106,8 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         command = import_module(f"hivetrain.commands.{module.name}")
         subparser = commands.add_parser(module.name.replace("_", "-"), help=command.HELP, description=command.HELP)
         command.add_arguments(subparser)
-        if "-" in subparser.prefix_chars:  # else its help page is its own
-            logs.add_arguments(subparser)  # for the help page: main() has taken them out by now
+        logs.add_arguments(subparser)  # for the help page: main() has taken them out by now
         subparser.set_defaults(run=command.run)
     return parser
 
