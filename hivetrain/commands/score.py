@@ -133,7 +133,7 @@ def _score(config: Any) -> None:
     from hivetrain.validator.state import State
     from hivetrain.validator.tempos import Status
     from hivetrain.validator.validator import Validator
-    from hivetrain.validator.watch import Watchers
+    from hivetrain.validator.watch import ValidatorWatcher, Watchers
 
     run, replay, scoring = config.run, config.replay, config.scoring
     check_dropout(config.model)
@@ -141,7 +141,7 @@ def _score(config: Any) -> None:
     with ExitStack() as opened:
         chain = opened.enter_context(open_chain(config.chain.address, hotkey))
         view = _look(chain, config.chain.timeout_s, scoring.submit_margin)
-        watchers: list[Any] = []
+        watchers: list[ValidatorWatcher] = []
         if config.metrics.port is not None:
             registry = new_registry("validator")
             opened.enter_context(MetricsServer(config.metrics.port, config.metrics.host, registry))

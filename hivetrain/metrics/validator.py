@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from hivetrain.validator.watch import ValidatorWatcher
+
 SECONDS = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800)
 
 
-class ValidatorMetrics:
+class ValidatorMetrics(ValidatorWatcher):
     """Told by a validator what it does, from any thread.
 
     Args:
@@ -57,27 +59,22 @@ class ValidatorMetrics:
         self._info.info({"run_id": run_id, "hotkey": hotkey, "uid": "" if uid is None else str(uid)})
 
     def polled(self, block: int, swarm_epoch: int, open_contributions: int, seconds: float) -> None:
-        """It has looked at chain and run once."""
         self._block.set(block)
         self._epoch.set(swarm_epoch)
         self._open.set(open_contributions)
         self._polls.observe(seconds)
 
     def failed(self, source: str) -> None:
-        """``chain``, ``dht`` or ``data`` did not answer."""
         self._failures.labels(source).inc()
 
     def audited(self, seconds: float) -> None:
-        """It has replayed the drawn work of one contribution."""
         self._audits.observe(seconds)
 
     def judged(self, verdict: str, samples: int) -> None:
-        """A contribution has its verdict."""
         self._contributions.labels(verdict).inc()
         self._samples.labels(verdict).inc(samples)
 
     def weighed(self, status: str, miners: int) -> None:
-        """A tempo's weights were tried, for so many miners; ``status`` says what became of them."""
         self._weights.labels(status).inc()
         self._miners.set(miners)
         if status in ("set", "sealed"):

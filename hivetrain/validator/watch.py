@@ -1,9 +1,10 @@
 """What others may learn of a validator's work while it happens."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hivetrain.scoring import TempoScore
+if TYPE_CHECKING:
+    from hivetrain.scoring import TempoScore  # with torch, which metrics do without
 
 
 class ValidatorWatcher:
@@ -27,7 +28,7 @@ class ValidatorWatcher:
     def scored(
         self,
         block: int,
-        scores: Mapping[str, TempoScore],
+        scores: "Mapping[str, TempoScore]",
         averages: Mapping[str, float],
         weights: Mapping[str, float],
         reasons: Mapping[str, str],
@@ -36,34 +37,38 @@ class ValidatorWatcher:
 
 
 class Watchers(ValidatorWatcher):
-    """Some watchers as one.
+    """Some watchers as one, told in their order."""
 
-    Args:
-        watchers: told in this order; duck-typed, what one lacks it is not told.
-    """
-
-    def __init__(self, watchers: Sequence[Any]) -> None:
+    def __init__(self, watchers: Sequence[ValidatorWatcher]) -> None:
         self._watchers = watchers
 
-    def polled(self, *told: Any) -> None:
-        self._tell("polled", told)
-
-    def failed(self, *told: Any) -> None:
-        self._tell("failed", told)
-
-    def audited(self, *told: Any) -> None:
-        self._tell("audited", told)
-
-    def judged(self, *told: Any) -> None:
-        self._tell("judged", told)
-
-    def weighed(self, *told: Any) -> None:
-        self._tell("weighed", told)
-
-    def scored(self, *told: Any) -> None:
-        self._tell("scored", told)
-
-    def _tell(self, what: str, told: tuple[Any, ...]) -> None:
+    def polled(self, block: int, swarm_epoch: int, open_contributions: int, seconds: float) -> None:
         for watcher in self._watchers:
-            if hasattr(watcher, what):
-                getattr(watcher, what)(*told)
+            watcher.polled(block, swarm_epoch, open_contributions, seconds)
+
+    def failed(self, source: str) -> None:
+        for watcher in self._watchers:
+            watcher.failed(source)
+
+    def audited(self, seconds: float) -> None:
+        for watcher in self._watchers:
+            watcher.audited(seconds)
+
+    def judged(self, verdict: str, samples: int) -> None:
+        for watcher in self._watchers:
+            watcher.judged(verdict, samples)
+
+    def weighed(self, status: str, miners: int) -> None:
+        for watcher in self._watchers:
+            watcher.weighed(status, miners)
+
+    def scored(
+        self,
+        block: int,
+        scores: "Mapping[str, TempoScore]",
+        averages: Mapping[str, float],
+        weights: Mapping[str, float],
+        reasons: Mapping[str, str],
+    ) -> None:
+        for watcher in self._watchers:
+            watcher.scored(block, scores, averages, weights, reasons)
