@@ -76,7 +76,6 @@ class Collector:
         self._proven: dict[str, str] = {}
         self._told: dict[str, Status] = {}
         self._proven_epoch = -1
-        self._joined = self._gone = 0
         self._ticked_at = self._kept_at = self._boards_at = self._pruned_at = float("-inf")
         self._error = ""
         self._error_since = 0.0
@@ -98,11 +97,6 @@ class Collector:
                 thread.join(timeout_s)
         if not any(thread.is_alive() for thread in self._threads):
             self._keep_members(float("inf"))
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether it was asked to end."""
-        return self._stopped.is_set()
 
     def step(self) -> None:
         """Reads once, and publishes what came of it."""
