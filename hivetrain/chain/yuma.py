@@ -22,7 +22,6 @@ class Epoch:
         consensus: (n,) the weight that stake above kappa agrees on.
         incentive: (n,) miners' shares, sum 1 or 0.
         dividends: (n,) validators' shares, sum 1 or 0.
-        validator_trust: (n,) part of a validator's row that survived the clipping.
         bonds: (n, n) scaled so that the largest of each column is 1; input of the next epoch.
         shares: (n,) shares of the emission.
         permits: (n,) who may set weights and be paid for it from now on.
@@ -31,7 +30,6 @@ class Epoch:
     consensus: Vector
     incentive: Vector
     dividends: Vector
-    validator_trust: Vector
     bonds: Matrix
     shares: Vector
     permits: Mask
@@ -95,7 +93,6 @@ def epoch(
         consensus=consensus,
         incentive=incentive,
         dividends=dividends,
-        validator_trust=clipped.sum(axis=1),
         bonds=averaged / np.where(peak > 0, peak, 1.0)[None, :],
         shares=shares,
         permits=_top(backed, max_validators),

@@ -242,11 +242,6 @@ def sealed_by(data: bytes) -> tuple[str, float]:
     return envelope.hotkey, envelope.expires
 
 
-def expiration(sealed: bytes) -> float:
-    """DHT time at which a sealed record expires, as signed. Raises RecordError."""
-    return open_envelope(sealed, _LIMITS).expires
-
-
 def commitment(sealed: bytes) -> bytes:
     """SHA-256 of a sealed record: what the miner's offer to a round carries, 32 bytes."""
     return hashlib.sha256(sealed).digest()

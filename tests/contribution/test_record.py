@@ -19,7 +19,6 @@ from hivetrain.contribution.record import (
     Reveal,
     RevealedLeaf,
     commitment,
-    expiration,
     open_contribution,
     open_reveal,
     seal,
@@ -72,7 +71,6 @@ def test_what_was_sealed_is_what_is_opened(contribution, reveal):
         sealed = seal(record, KEY, EXPIRES)
         assert opens(sealed) == record
         assert sealed_by(sealed) == (KEY.address, EXPIRES)
-        assert expiration(sealed) == EXPIRES
         assert commitment(sealed) == hashlib.sha256(sealed).digest()
 
 
