@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hivetrain.contribution.audit import TOLERANCES, Audit, Verdict
 from hivetrain.contribution.beacon import beacon_block
-from hivetrain.contribution.record import Contribution, Position, RecordError, commitment, open_contribution
+from hivetrain.contribution.record import Contribution, RecordError, commitment, open_contribution
 from hivetrain.contribution.rules import AuditRules
 from hivetrain.validator.state import OpenRecord, Round, Seen
 
@@ -114,26 +114,6 @@ def match(record: OpenRecord, ended: Round) -> Audit | None:
     return None
 
 
-def check_positions(
-    work: Contribution, before: Position | None, within: Position | None, behind: Position | None
-) -> Audit | None:
-    """Whether its data were sold before.
-
-    Args:
-        work: the contribution.
-        before: end of what the hotkey was credited with in earlier epochs.
-        within: begin of what it was credited with in this one.
-        behind: begin of what it was credited with in later ones.
-    """
-    if within is not None:
-        return Audit(Verdict.INVALID, "Another contribution of this hotkey counts for the same swarm epoch.")
-    if before is not None and work.first <= before:
-        return Audit(Verdict.INVALID, f"It begins at {_text(work.first)}, and was paid up to {_text(before)} before.")
-    if behind is not None and work.last >= behind:
-        return Audit(Verdict.INVALID, f"It ends at {_text(work.last)}, and was paid from {_text(behind)} on later.")
-    return None
-
-
 def without_reveal(record: OpenRecord) -> Audit | None:
     """The verdict on a drawn contribution of which no reveal was seen in time; None while it is not over."""
     if not record.looked_after:
@@ -142,7 +122,3 @@ def without_reveal(record: OpenRecord) -> Audit | None:
     if record.looked_in:
         return Audit(Verdict.MISSING, f"Leaves {drawn} drawn by block {record.beacon}, and no reveal by {record.due}.")
     return Audit(Verdict.UNJUDGED, f"This validator was away while leaves {drawn} could be revealed.")
-
-
-def _text(position: Position) -> str:
-    return f"{position.data_pass}/{position.window}/{position.place}/{position.block}"

@@ -15,7 +15,7 @@ from hivetrain.contribution.beacon import draw
 from hivetrain.contribution.rules import AuditRules
 from hivetrain.data.errors import DataError
 from hivetrain.validator.auditor import Auditor
-from hivetrain.validator.intake import check_positions, match, without_reveal
+from hivetrain.validator.intake import match, without_reveal
 from hivetrain.validator.run import FollowedRun
 from hivetrain.validator.state import OpenRecord, State
 from hivetrain.validator.watch import ValidatorWatcher
@@ -62,8 +62,7 @@ class Judge:
             if ended is None:
                 continue
             with self._state.transaction():
-                around = self._state.used_around(work.hotkey, work.swarm_epoch)
-                objection = match(record, ended) or check_positions(work, *around)
+                objection = match(record, ended) or self._state.sales.objection(work)
                 if objection is None:
                     self._state.set_exchanged(record, ended.weight_of(work.peer_id))
                 else:

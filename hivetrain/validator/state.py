@@ -12,7 +12,8 @@ from typing import Any
 
 from hivetrain.averaging.updates import Followed
 from hivetrain.contribution.audit import Audit, Verdict
-from hivetrain.contribution.record import Contribution, Position, open_contribution
+from hivetrain.contribution.record import Contribution, open_contribution
+from hivetrain.validator.sales import Sales
 from hivetrain.validator.schema import Database
 
 MOST_RECORDS = 256  # of one hotkey in one epoch; a miner renews its record every few blocks while rounds fail
@@ -99,6 +100,7 @@ class State:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.transaction = database.transaction
+        self.sales = Sales(database)
 
     def open(self, **facts: str) -> None:
         """Takes the file; ``facts`` are what it must have been begun with.
@@ -161,7 +163,7 @@ class State:
 
     def forget_rounds_from(self, epoch: int) -> int:
         """The run has gone back: these epochs are not over after all. Returns how many there were."""
-        self.database.write("DELETE FROM positions WHERE swarm_epoch >= ?", epoch)
+        self.sales.forget_from(epoch)
         return self.database.write("DELETE FROM rounds WHERE epoch >= ?", epoch)
 
     def round(self, epoch: int) -> Round | None:
@@ -246,23 +248,7 @@ class State:
             "UPDATE records SET exchanged = 1, samples = min(samples, ?) WHERE commitment = ?",
             int(weight), record.commitment,
         )  # fmt: skip
-        # The end of the last microbatch, as far as it lies in the same unit.
-        last = (*_place(work.last)[:3], work.last.block + work.batch_size - 1)
-        self.database.write(
-            "INSERT INTO positions VALUES (?, ?, ?, ?)",
-            work.hotkey, work.swarm_epoch, json.dumps(_place(work.first)), json.dumps(last),
-        )  # fmt: skip
-
-    def used_around(self, hotkey: str, epoch: int) -> tuple[Position | None, Position | None, Position | None]:
-        """What the hotkey has been credited with: the end before ``epoch``, the begin in it, the begin after it."""
-        queries = (
-            "SELECT last FROM positions WHERE hotkey = ? AND swarm_epoch < ? ORDER BY swarm_epoch DESC LIMIT 1",
-            "SELECT first FROM positions WHERE hotkey = ? AND swarm_epoch = ?",
-            "SELECT first FROM positions WHERE hotkey = ? AND swarm_epoch > ? ORDER BY swarm_epoch LIMIT 1",
-        )
-        rows = [self.database.one(query, hotkey, epoch) for query in queries]
-        before, within, behind = (None if row is None else Position(*json.loads(row[0])) for row in rows)
-        return before, within, behind
+        self.sales.add(work)
 
     def judge(self, commitment: bytes, found: Audit) -> None:
         """The verdict, with its evidence; there is only one."""
@@ -280,11 +266,7 @@ class State:
         )
         assert oldest is not None
         self.database.write("DELETE FROM rounds WHERE epoch < ?", oldest[0])
-        self.database.write(
-            "DELETE FROM positions WHERE swarm_epoch < ? AND EXISTS (SELECT 1 FROM positions AS later "
-            "WHERE later.hotkey = positions.hotkey AND later.swarm_epoch > positions.swarm_epoch)",
-            oldest[0],
-        )
+        self.sales.prune(oldest[0])
 
 
 def _round(row: Any) -> Round:
@@ -293,7 +275,3 @@ def _round(row: Any) -> Round:
         return Round(row["epoch"], row["digest"], None)
     parsed = tuple((peer_id, samples, weight, bytes.fromhex(c)) for peer_id, samples, weight, c in json.loads(members))
     return Round(row["epoch"], row["digest"], parsed)
-
-
-def _place(position: Position) -> tuple[int, int, int, int]:
-    return position.data_pass, position.window, position.place, position.block
