@@ -105,7 +105,7 @@ class Follower:
         self._recalled = self._files.updates()
         logger.info("resumed at swarm epoch %d", self.epoch)
 
-    def advance(self, _timeout_s: float = 60.0) -> list[Followed]:
+    def advance(self) -> list[Followed]:
         """Goes as far as the run has; returns the epochs that have ended since, in order, each once."""
         followed, self._recalled = self._recalled, []
         view = self._observer.view()

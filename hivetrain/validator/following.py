@@ -114,7 +114,7 @@ class FollowedSwarm:
         try:
             if self._dht is None or not self._dht.is_serving:
                 self._reopen()
-            followed = self._opened().advance(self._options.timeout_s)
+            followed = self._opened().advance()
         except _FAULTS as error:
             raise SwarmFault(f"the run cannot be followed: {error or type(error).__name__}") from error
         try:
