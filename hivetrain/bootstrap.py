@@ -1,24 +1,19 @@
 """The bootstrap server: a long-lived DHT peer that tells newcomers over HTTP how to reach it.
 
-It trains nothing, knows no chain and is trusted with nothing. The surprising fact: uvicorn raises the signal that
-stopped it once more when it is done, so ``serve`` turns SIGTERM into an exception, and the DHT is shut down on every
-way out.
+It trains nothing, knows no chain and is trusted with nothing. The surprising fact: it listens for an instant before it
+joins, to learn of a taken port at once, and again afterwards, for the DHT's process must not inherit the socket.
 """
 
 import json
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -26,11 +21,11 @@ from fastapi.responses import JSONResponse
 from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.utils.crypto import RSAPrivateKey
 
+from hivetrain import serving
 from hivetrain.bootstrap_dial import DialLimits, DialRefused, dial_back, parse_target
 from hivetrain.bootstrap_links import Links, LinkState, check_others
 from hivetrain.bootstrap_node import start_node
 from hivetrain.bootstrap_view import PeerView
-from hivetrain.errors import UserError
 from hivetrain.metrics import (
     BootstrapMetrics,
     BootstrapState,
@@ -44,7 +39,6 @@ from hivetrain.swarm import DEFAULT_HOST_MADDRS, DHTUnavailableError, SwarmDHT, 
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
-EXIT_AFTER_CTRL_C = 130
 
 
 def create_app(
@@ -141,46 +135,35 @@ def serve(
         metrics_host: the interface for them.
 
     Returns:
-        The exit status: 0 after SIGTERM, 130 after Ctrl-C.
+        The exit status after SIGTERM: 0.
 
     Raises:
         UserError: the port is taken, the swarm cannot be joined, or an argument is unusable.
+        KeyboardInterrupt: Ctrl-C, once all is closed.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     others = check_others([initial_peers] if isinstance(initial_peers, str) else initial_peers)
     registry = new_registry("bootstrap")
     metrics = MetricsServer(metrics_port, metrics_host, registry) if metrics_port is not None else None
-    dht = links = None
-    try:
+    with serving.until_signal() as opened:
         if metrics is not None:
             metrics.check()
-        _listen(host, port).close()  # fails now rather than after joining; the DHT process must not inherit it
+        serving.listen(host, port).close()
         if address_file is not None:
             Path(address_file).unlink(missing_ok=True)  # left by one that was killed
         validator = RSASignatureValidator(RSAPrivateKey())
         dht = start_node(host_maddrs, announce_maddrs, identity_path, relay=relay, validator=validator)
+        opened.callback(dht.shutdown)
         peer_id = visible_maddrs(dht)[0].rpartition("/")[2]
         view = PeerView(dht)
         links = Links(dht, peer_id, validator.local_public_key, others, on_look=view.read)
+        opened.callback(links.stop)
         links.start()
         app = create_app(dht, peer_id=peer_id, links=links, view=view, relay=relay)
         app.add_middleware(CountedRequests, histogram=request_histogram("bootstrap", registry))
         BootstrapMetrics(registry, partial(_state, peer_id, view, links))
-        with _listen(host, port) as listener, metrics or nullcontext():
+        with serving.listen(host, port) as listener, metrics or nullcontext():
             _serve_http(app, dht, listener, address_file)
-        return 0
-    except _Terminated:
-        return 0
-    except KeyboardInterrupt:
-        return EXIT_AFTER_CTRL_C
-    finally:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_IGN)
-        if links is not None:
-            links.stop()
-        if dht is not None:
-            dht.shutdown()
+    return 0
 
 
 def _state(peer_id: str, view: PeerView, links: Links) -> BootstrapState:
@@ -190,68 +173,15 @@ def _state(peer_id: str, view: PeerView, links: Links) -> BootstrapState:
     )
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _raise_terminated(_signum: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def _serve_http(
     app: FastAPI, dht: SwarmDHT, listener: socket.socket, address_file: str | os.PathLike[str] | None
 ) -> None:
     maddrs = visible_maddrs(dht)
     peer_id = maddrs[0].rpartition("/")[2]
-    url = _url_of(listener)
+    url = serving.url_of(listener)
     logger.info("bootstrap server of peer %s listens on %s", peer_id, url)
     for maddr in maddrs:
         logger.info("visible address: %s", maddr)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # whoever claims another address would have that one dialled
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=3,
-        )
-    )
-    if address_file is None:
-        server.run(sockets=[listener])
-        return
-    _write_atomically(Path(address_file), {"url": url, "peer_id": peer_id, "initial_peers": maddrs})
-    try:
-        server.run(sockets=[listener])
-    finally:
-        Path(address_file).unlink(missing_ok=True)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
-    except (OSError, OverflowError) as error:
-        code = getattr(error, "errno", None) or 0
-        reason = os.strerror(code) if code > 0 else error  # a name that cannot be resolved has a negative code
-        raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
-
-
-def _url_of(listener: socket.socket) -> str:
-    """A URL that works on this machine, also when the server listens on all interfaces."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _write_atomically(path: Path, content: dict[str, Any]) -> None:
-    try:
-        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            json.dump(content, file)
-        os.replace(file.name, path)
-    except OSError as error:
-        with suppress(NameError, OSError):
-            os.unlink(file.name)
-        raise UserError(f"cannot write the address file {path}: {error.strerror}") from error
+    content = json.dumps({"url": url, "peer_id": peer_id, "initial_peers": maddrs})
+    with serving.address_file(address_file, content):
+        uvicorn.Server(serving.http_config(app, MAX_CONNECTIONS)).run(sockets=[listener])

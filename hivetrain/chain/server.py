@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from hivetrain import serving
 from hivetrain.chain import wire
 from hivetrain.chain.base import Code, Deadline, LedgerError
 from hivetrain.chain.ledger import Ledger
@@ -25,6 +26,7 @@ from hivetrain.keys import Hotkey, RequestRefused, verify_request
 logger = logging.getLogger(__name__)
 
 CALL_S = 10.0
+_MAX_CONNECTIONS = 256
 Answer = dict[str, Any]
 
 
@@ -69,18 +71,14 @@ class LedgerServer:
     """
 
     def __init__(self, ledger: Ledger, key: Hotkey, host: str = "127.0.0.1", port: int = 0) -> None:
-        config = uvicorn.Config(
-            build_app(ledger, key), log_level="warning", timeout_graceful_shutdown=3, limit_concurrency=256
-        )
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(serving.http_config(build_app(ledger, key), _MAX_CONNECTIONS))
         self._address = (host, port)
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
-        host, port = self._bind().getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return serving.url_of(self._bind())
 
     def __enter__(self) -> "LedgerServer":
         self._thread = threading.Thread(
@@ -102,8 +100,7 @@ class LedgerServer:
 
     def _bind(self) -> socket.socket:
         if self._socket is None:
-            family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-            self._socket = socket.create_server(self._address, family=family, backlog=128)
+            self._socket = serving.listen(*self._address)
         return self._socket
 
 

@@ -63,6 +63,7 @@ def _serve(args: argparse.Namespace) -> int:
     from hivetrain.chain.server import LedgerServer
     from hivetrain.errors import UserError
     from hivetrain.keys import Wallet
+    from hivetrain.serving import address_file, until_signal
 
     file = Path(args.serve).expanduser()
     ledger = Ledger(file)
@@ -77,12 +78,10 @@ def _serve(args: argparse.Namespace) -> int:
     server = LedgerServer(ledger, key, args.host, args.port)
     address = f"{server.url}#{key.address}"
     print(f"serving {file} at {address}", flush=True)
-    if args.address_file:
-        temporary = Path(f"{args.address_file}.tmp")
-        temporary.write_text(address)
-        temporary.replace(args.address_file)
-    server.run()
-    ledger.close()
+    with until_signal() as opened:
+        opened.callback(ledger.close)
+        opened.enter_context(address_file(args.address_file, address))
+        server.run()
     return 0
 
 

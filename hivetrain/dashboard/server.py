@@ -5,20 +5,18 @@ its connections.
 """
 
 import logging
-import os
-import signal
 import socket
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI
 
+from hivetrain import serving
 from hivetrain.chain.address import open_chain
 from hivetrain.dashboard.app import MAX_STREAMS, create_app
 from hivetrain.errors import UserError
@@ -32,7 +30,6 @@ from hivetrain.swarm import DHTUnavailableError, SwarmDHT, count_known_peers, re
 logger = logging.getLogger(__name__)
 
 STATE_DIR = "~/.local/state/hivetrain"
-EXIT_AFTER_CTRL_C = 130
 
 
 @dataclass(frozen=True)
@@ -68,33 +65,20 @@ def serve(options: Options) -> int:
     """Runs until SIGTERM or Ctrl-C. Call it on the main thread.
 
     Returns:
-        The exit status: 0 after SIGTERM, 130 after Ctrl-C.
+        The exit status after SIGTERM: 0.
 
     Raises:
         UserError: the port is taken, the swarm cannot be joined, or an argument is unusable.
+        KeyboardInterrupt: Ctrl-C, once all is closed.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with ExitStack() as stack:
-        stack.callback(_ignore_signals)
-        try:
-            _serve(options, stack)
-        except _Terminated:
-            return 0
-        except KeyboardInterrupt:
-            return EXIT_AFTER_CTRL_C
-        finally:
-            _ignore_signals()  # nobody interrupts the end
+    with serving.until_signal() as opened:
+        _serve(options, opened)
     return 0
 
 
 def default_db(run_id: str) -> str:
     """The history's file where none is named."""
     return f"{STATE_DIR}/dashboard-{quote(run_id, safe='')}.sqlite3"
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 class _Server(uvicorn.Server):
@@ -111,7 +95,7 @@ def _serve(options: Options, stack: ExitStack) -> None:
     history = History(options.db or default_db(options.run_id), options.run_id)
     history.open()  # what is wrong is said now; the DHT's forked process must inherit neither file nor listener
     history.close()
-    _listen(options.host, options.port).close()
+    serving.listen(options.host, options.port).close()
     registry = new_registry("dashboard")
     server = None
     if options.metrics_port is not None:
@@ -142,37 +126,17 @@ def _serve(options: Options, stack: ExitStack) -> None:
     stack.callback(closing.set)
     collector.start()
     app = create_app(feed, history, closing, metrics)
-    with _listen(options.host, options.port) as listener, server or nullcontext():
+    with serving.listen(options.host, options.port) as listener, server or nullcontext():
         _serve_http(options, app, closing, listener)
 
 
 def _serve_http(options: Options, app: FastAPI, closing: threading.Event, listener: socket.socket) -> None:
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=4 * MAX_STREAMS,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    server = _Server(serving.http_config(app, 4 * MAX_STREAMS))
     server.closing = closing
-    url = _url_of(listener)
+    url = serving.url_of(listener)
     logger.info("dashboard of run %r: %s", options.run_id, url)
-    if options.address_file is None:
+    with serving.address_file(options.address_file, url):
         server.run(sockets=[listener])
-        return
-    path = Path(options.address_file)
-    try:
-        path.with_suffix(".tmp").write_text(url)
-        os.replace(path.with_suffix(".tmp"), path)
-        server.run(sockets=[listener])
-    except OSError as error:
-        raise UserError(f"cannot write the address file {path}: {error.strerror}") from error
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _known_peers(dht: SwarmDHT) -> int:
@@ -180,29 +144,3 @@ def _known_peers(dht: SwarmDHT) -> int:
         return count_known_peers(dht, timeout_s=2.0)
     except DHTUnavailableError:
         return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        code = getattr(error, "errno", None) or 0
-        reason = os.strerror(code) if code > 0 else error  # a name that cannot be resolved has a negative code
-        raise UserError(f"cannot listen on {host} port {port}: {reason}; pass another --port") from error
-
-
-def _url_of(listener: socket.socket) -> str:
-    """A URL that works on this machine, also when the server listens on all interfaces."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _raise_terminated(_signum: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _ignore_signals() -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)

@@ -24,6 +24,7 @@ from hivetrain.demo.pay import pay_of, settled
 from hivetrain.demo.reports import MinerLog, summarize
 from hivetrain.demo.subnet import Subnet
 from hivetrain.errors import UserError
+from hivetrain.serving import write_atomically
 
 _POLL_S = 0.5
 _START_S = 90.0
@@ -211,17 +212,11 @@ def run_demo(options: Options, console: Console) -> int:
         economy.settle()
         summary = economy.summary()
     economy.subnet.forget_params()
-    _write(options.out / "summary.json", summary)
+    write_atomically(options.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     plotted = display.plot(economy.logs, summary, options.out / "loss.png")
     display.print_summary(summary, options.out, plotted, console)
     learned = summary["digests_equal"] and summary["swarm_epochs"] >= options.swarm_epochs
     return 0 if learned and (not options.validators or settled(summary)) else 1
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 @contextmanager
