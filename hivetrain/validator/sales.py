@@ -3,6 +3,7 @@
 import json
 
 from hivetrain.contribution.audit import Audit, Verdict
+from hivetrain.contribution.fields import MAX_INT
 from hivetrain.contribution.record import Contribution, Position
 from hivetrain.validator.schema import Database
 
@@ -20,7 +21,7 @@ class Sales:
     def add(self, work: Contribution) -> None:
         """Credits a contribution; there is one of a hotkey in an epoch."""
         # The end of the last microbatch, as far as it lies in the same unit.
-        last = (*_place(work.last)[:3], work.last.block + work.batch_size - 1)
+        last = (*_place(work.last)[:3], min(work.last.block + work.batch_size - 1, MAX_INT))
         self._database.write(
             "INSERT INTO positions VALUES (?, ?, ?, ?)",
             work.hotkey, work.swarm_epoch, json.dumps(_place(work.first)), json.dumps(last),

@@ -7,6 +7,7 @@ import torch
 from small_economy import AUDITS, FAR, RUN, TEMPO, Miner, Station, drawn_of, epoch_of
 
 from hivetrain.contribution.audit import Verdict
+from hivetrain.contribution.fields import MAX_INT
 from hivetrain.contribution.record import Position, commitment, hotkey_subkey, seal, work_key
 from hivetrain.contribution.rules import AuditRules
 from hivetrain.data.errors import DataError
@@ -25,6 +26,14 @@ def settle(world, *stations, blocks=8):
         world.advance()
         for station in stations:
             station.round()
+
+
+def finish_epoch(world, station, *miners):
+    """The rest of an epoch to which the miners have contributed."""
+    station.round()
+    world.finish_epoch(*miners)
+    world.advance()
+    station.round()
 
 
 def publish_drawn(miner):
@@ -298,6 +307,19 @@ def test_data_are_not_sold_twice(world, station):
     assert found[1] == Verdict.INVALID
     assert found[2] in paid
     assert "was paid up to" in station.reasons(miner)[1]
+
+
+def test_a_last_microbatch_at_the_end_of_all_numbers_hinders_nobody(world, station):
+    liar, miner = Miner(world, "liar"), Miner(world, "miner")
+    for number in range(2):
+        miner.contribute()
+        liar.mine()
+        honest = liar.record()
+        liar.publish(honest if number else replace(honest, last=replace(honest.last, block=MAX_INT)))
+        finish_epoch(world, station, liar, miner)
+    settle(world, station)
+    assert set(station.verdicts(miner).values()) <= {Verdict.PASSED, Verdict.NOT_DRAWN}
+    assert list(station.verdicts(liar).values())[1] == Verdict.INVALID
 
 
 def test_a_run_that_goes_back_is_followed_back(world, station):
