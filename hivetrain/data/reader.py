@@ -78,6 +78,23 @@ class SlotReader:
         at, _, _ = next(self._parts(slot, first, offset, 1))
         return at.data_pass, at.window, at.place, at.block
 
+    def carry(self, slot: int, place: Place) -> Place:
+        """Where the block of a place lies whose number may go on past the end of its unit.
+
+        Raises:
+            AssignmentError: The data have no such slot or place, or it goes on farther than ``max_offset``.
+            DataError: A unit cannot be read; nothing is said about a miner.
+        """
+        data_pass, window, at, block = place
+        self._check(slot, (data_pass, window, at, min(block, 0)), 0, 1)
+        _, unit = next(places(self.assignment, slot, Cursor(data_pass, window, at)))
+        last = max(self._length(unit) - 1, 0)
+        if block <= last:
+            return place
+        if block - last >= self.max_offset:
+            raise AssignmentError(f"unit {unit}, at {place[:3]}, has no block {block}, nor have the ones behind it")
+        return self.position_at(slot, (data_pass, window, at, last), block - last)
+
     def _parts(self, slot: int, first: Place, offset: int, count: int) -> Iterator[tuple[Cursor, int, int]]:
         """Where the blocks lie: (cursor of the first, unit, how many in this unit)."""
         self._check(slot, first, offset, count)

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import LightningModule
 
 from hivetrain.contribution.audit import SUM_TOLERANCES, Audit, audit, check_sum
-from hivetrain.contribution.record import Contribution, open_reveal
-from hivetrain.contribution.replay import Replayer
+from hivetrain.contribution.record import Contribution, Position, open_reveal
+from hivetrain.contribution.replay import Replayer, place_of
 from hivetrain.contribution.sketch import Sketcher, sketch_bytes, sketch_seed, sketch_vector
 from hivetrain.data.reader import SlotReader
 from hivetrain.validator.state import OpenRecord
@@ -60,6 +60,10 @@ class Auditor:
             self._loaded = work.params_digest
         seed = sketch_seed(self.run_id, work.swarm_epoch, work.params_digest)
         return audit(work, reveal, record.drawn, seed, record.slot, self._replayer)
+
+    def carry(self, slot: int, position: Position) -> Position:
+        """The place of a block whose number may go on past the end of its unit. Raises DataError."""
+        return Position(*self.reader.carry(slot, place_of(position)))
 
     def sketch(self, epoch: int, params_digest: str, average: torch.Tensor) -> bytes:
         """Sketch of an averaged gradient, as it stands in records."""

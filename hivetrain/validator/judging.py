@@ -6,6 +6,8 @@ how many are given in one round.
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -141,6 +143,9 @@ class Judge:
             found = self._auditor.audit(record, params)
             if found.leaves:
                 self._watcher.audited(self._clock() - began)
+            if found.verdict is Verdict.PASSED:
+                resold = self._state.sales.resale(work, partial(self._auditor.carry, record.slot))
+                return found if resold is None else replace(resold, leaves=found.leaves)
             return found
         except Exception as error:  # one record may not hold up the pay of all others
             known = isinstance(error, (DataError, torch.OutOfMemoryError))

@@ -107,6 +107,18 @@ def test_a_place_one_past_the_last_block_of_a_unit_has_another_name(folder):
         SlotReader.of(data).position_at(1, (*before[:3], before[3] + 1), 0)
 
 
+def test_a_number_past_the_end_of_a_unit_is_carried_into_the_next_ones(folder):
+    data = data_module(folder)
+    _, places = walk(data, 20)
+    reader = SlotReader.of(data, max_offset=100)
+    for start in range(20):
+        *unit, block = places[start]
+        assert [reader.carry(1, (*unit, block + n)) for n in range(40)] == places[start : start + 40]
+    for nowhere in ((0, 0, 0, 1000), (0, 0, 0, 2**53 - 1), (0, 99, 0, 0), (0, 0, 7, 0), (0, 0, 0, -1)):
+        with pytest.raises(AssignmentError):
+            reader.carry(1, nowhere)
+
+
 def test_no_record_can_make_a_reader_read_for_ever(folder):
     reader = SlotReader.of(data_module(folder), max_offset=100)
     reader.batch(1, (0, 0, 0, 0), 97, 3)

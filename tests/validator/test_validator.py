@@ -1,10 +1,11 @@
 """What a validator makes of honest and dishonest miners, block by block."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
-from small_economy import AUDITS, FAR, RUN, TEMPO, Miner, Station, drawn_of, epoch_of
+from small_economy import AUDITS, FAR, RUN, START, TEMPO, Miner, Station, drawn_of, epoch_of
 
 from hivetrain.contribution.audit import Verdict
 from hivetrain.contribution.fields import MAX_INT
@@ -307,6 +308,38 @@ def test_data_are_not_sold_twice(world, station):
     assert found[1] == Verdict.INVALID
     assert found[2] in paid
     assert "was paid up to" in station.reasons(miner)[1]
+
+
+def test_data_behind_the_end_of_a_unit_are_not_sold_twice(world):
+    world.rules = replace(AUDITS, probability=1.0)
+    station, miner = Station(world, "strict"), Miner(world, "miner")
+    unit = next(n for n in itertools.count() if world.reader.position_at(miner.slot, START, n)[:3] != START[:3])
+    for offset in (unit - 2, unit, unit + 4):  # two blocks before the end and two behind it; those again; others
+        miner.offset = offset
+        miner.contribute(1)
+        finish_epoch(world, station, miner)
+    settle(world, station)
+    assert list(station.verdicts(miner).values()) == [Verdict.PASSED, Verdict.INVALID, Verdict.PASSED]
+    assert "was paid up to" in station.reasons(miner)[1]
+    station.close()
+
+
+def test_data_that_were_sold_in_a_later_epoch_are_not_sold_in_an_earlier_one(world, station):
+    miner, sales = Miner(world, "miner"), station.state.sales
+    miner.mine(1)
+    early = miner.record()
+    world.finish_epoch(miner)
+    miner.offset = 3  # the last block of the earlier one
+    miner.mine(1)
+    with station.state.transaction():
+        sales.add(miner.record())
+    found = sales.objection(early)
+    assert found.verdict == Verdict.INVALID
+    assert found.reason == "It ends at 0/0/0/3, and was paid from 0/0/0/3 on later."
+    miner.begin()
+    miner.offset = 7
+    miner.mine(1)
+    assert sales.objection(replace(miner.record(), swarm_epoch=5)) is None
 
 
 def test_a_last_microbatch_at_the_end_of_all_numbers_hinders_nobody(world, station):
