@@ -77,9 +77,8 @@ def accept_one(credentials, timeout_s=3.0):
         sock, _ = server.accept()
         sock.settimeout(timeout_s)
         with server, sock:
-            secured, peer_id, hello = credentials.accept(sock)
-            with secured:
-                return peer_id, hello
+            _, peer_id, hello = credentials.accept(sock)
+            return peer_id, hello
 
     return server.getsockname(), ThreadPoolExecutor(1).submit(accept)
 
@@ -92,9 +91,8 @@ def test_both_ends_of_a_link_prove_who_they_are():
     address, accepted = accept_one(Credentials(server.peer_id, server))
     with socket.create_connection(address, timeout=3) as sock:
         secured = Credentials(client.peer_id, client).dial(sock, server.peer_id, HELLO)
-        with secured:
-            assert secured.version() == "TLSv1.3"
-            assert accepted.result(5) == (client.peer_id, HELLO)
+        assert secured._tls.version() == "TLSv1.3"
+        assert accepted.result(5) == (client.peer_id, HELLO)
 
 
 def test_a_peer_that_answers_in_another_ones_place_is_refused():

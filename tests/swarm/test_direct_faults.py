@@ -50,8 +50,8 @@ class Faulty:
 
 
 def resets(faulty, header, data, is_closed):
-    faulty._pipe._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    os.close(faulty._pipe._sock.detach())
+    faulty._pipe._stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(faulty._pipe._stream.sock.detach())
 
 
 def stalls(faulty, header, data, is_closed):

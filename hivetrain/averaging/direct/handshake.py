@@ -12,7 +12,6 @@ import socket
 import ssl
 import struct
 import tempfile
-import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hivemind.p2p import PeerID
 
+from hivetrain.averaging.direct.stream import Stream, TLSStream
 from hivetrain.swarm.identity import Identity, verify_statement
 
 VERSION = 1
@@ -80,20 +80,20 @@ class Credentials:
             self._client_context.check_hostname = False
             self._client_context.verify_mode = ssl.CERT_NONE  # checked below, against the peer id
 
-    def dial(self, sock: socket.socket, expected: PeerID, hello: Hello) -> socket.socket:
-        """Proves both ends to each other on a fresh connection that this peer opened; returns the socket to use.
+    def dial(self, sock: socket.socket, expected: PeerID, hello: Hello) -> Stream:
+        """Proves both ends to each other on a fresh connection that this peer opened.
 
         Raises:
             HandshakeError: it is not ``expected`` who answers.
-            OSError: the connection broke, or took longer than the socket's timeout.
+            OSError: the connection broke, was closed, or took longer than the socket's timeout.
         """
-        certificate = b""
+        stream, certificate = Stream(sock), b""
         if self.identity is not None:
-            sock = self._client_context.wrap_socket(sock)
-            certificate = sock.getpeercert(binary_form=True) or b""
+            stream = TLSStream(sock, self._client_context, server_side=False)
+            certificate = stream.greet()
             if _peer_of(certificate) != expected:
                 raise HandshakeError("another peer answered")
-        magic, version, nonce = _CHALLENGE.unpack(_read(sock, _CHALLENGE.size))
+        magic, version, nonce = _CHALLENGE.unpack(stream.read(_CHALLENGE.size))
         if (magic, version) != (_MAGIC, VERSION):
             raise HandshakeError("the other end speaks another protocol")
         if self.identity is None:
@@ -102,28 +102,30 @@ class Credentials:
             key = self.identity.public_key
             signature = self.identity.sign(_statement(certificate, nonce, expected, hello))
         head = _HELLO.pack(_MAGIC, VERSION, hello.direction, hello.link, hello.run, len(key), len(signature))
-        sock.sendall(head + key + signature)
-        if _read(sock, 1) != _ACCEPTED:
+        stream.send(head + key + signature)
+        if stream.read(1) != _ACCEPTED:
             raise HandshakeError("refused")
-        return sock
+        return stream
 
-    def accept(self, sock: socket.socket) -> tuple[socket.socket, PeerID, Hello]:
+    def accept(self, sock: socket.socket) -> tuple[Stream, PeerID, Hello]:
         """Proves both ends to each other on a connection that somebody opened to this peer.
 
         Raises:
             HandshakeError: whoever it is does not prove to be a peer.
-            OSError: the connection broke, or took longer than the socket's timeout.
+            OSError: the connection broke, was closed, or took longer than the socket's timeout.
         """
+        stream = Stream(sock)
         if self.identity is not None:
-            sock = self._server_context.wrap_socket(sock, server_side=True)
+            stream = TLSStream(sock, self._server_context, server_side=True)
+            stream.greet()
         nonce = os.urandom(32)
-        sock.sendall(_CHALLENGE.pack(_MAGIC, VERSION, nonce))
-        magic, version, direction, link, run, key_size, signature_size = _HELLO.unpack(_read(sock, _HELLO.size))
+        stream.send(_CHALLENGE.pack(_MAGIC, VERSION, nonce))
+        magic, version, direction, link, run, key_size, signature_size = _HELLO.unpack(stream.read(_HELLO.size))
         if (magic, version) != (_MAGIC, VERSION) or direction not in tuple(Direction):
             raise HandshakeError("the other end speaks another protocol")
         if max(key_size, signature_size) > _MAX_FIELD:
             raise HandshakeError("a key or signature is too long")
-        key, signature = _read(sock, key_size), _read(sock, signature_size)
+        key, signature = stream.read(key_size), stream.read(signature_size)
         hello = Hello(Direction(direction), link, run)
         try:
             if self.identity is None:
@@ -132,8 +134,8 @@ class Credentials:
                 peer_id = verify_statement(key, _statement(self._certificate, nonce, self.peer_id, hello), signature)
         except ValueError as error:
             raise HandshakeError(str(error)) from None
-        sock.sendall(_ACCEPTED)
-        return sock, peer_id, hello
+        stream.send(_ACCEPTED)
+        return stream, peer_id, hello
 
 
 def _statement(certificate: bytes, nonce: bytes, server: PeerID, hello: Hello) -> bytes:
@@ -187,18 +189,3 @@ def _server_context(identity: Identity) -> tuple[ssl.SSLContext, bytes]:
         path.write_bytes(pem + certificate.public_bytes(serialization.Encoding.PEM))
         context.load_cert_chain(path)
     return context, certificate.public_bytes(serialization.Encoding.DER)
-
-
-def _read(sock: socket.socket, size: int) -> bytes:
-    """Exactly ``size`` bytes, within the socket's timeout in all."""
-    timeout_s = sock.gettimeout()
-    assert timeout_s is not None, "a handshake has a deadline"
-    deadline, data = time.monotonic() + timeout_s, b""
-    while len(data) < size:
-        sock.settimeout(max(0.01, deadline - time.monotonic()))
-        piece = sock.recv(size - len(data))
-        if not piece:
-            raise HandshakeError("the connection was closed")
-        data += piece
-    sock.settimeout(timeout_s)
-    return data

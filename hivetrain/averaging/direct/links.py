@@ -20,6 +20,7 @@ from hivetrain.averaging.direct.bucket import TokenBucket
 from hivetrain.averaging.direct.handshake import Credentials, Direction, HandshakeError, Hello
 from hivetrain.averaging.direct.link import Link, OnControl
 from hivetrain.averaging.direct.pipe import Pipe
+from hivetrain.averaging.direct.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class DirectLinks:
         self._loop = asyncio.get_running_loop()
         self._links: dict[PeerID, Link] = {}
         self._closed: list[Link] = []
-        self._halves: dict[tuple[PeerID, bytes], tuple[Hello, socket.socket, float]] = {}
-        self._unclaimed: dict[PeerID, tuple[socket.socket, socket.socket, float]] = {}
+        self._halves: dict[tuple[PeerID, bytes], tuple[Hello, Stream, float]] = {}
+        self._unclaimed: dict[PeerID, tuple[Stream, Stream, float]] = {}
         self._arrived = asyncio.Condition()
         self._workers = ThreadPoolExecutor(_HANDSHAKES, "hivetrain-handshake")
         self._servers: list[socket.socket] = []
@@ -92,7 +93,7 @@ class DirectLinks:
     async def dial(self, peer_id: PeerID, addresses: Sequence[tuple[str, int]], timeout_s: float) -> Link | None:
         """Opens a link to a member; returns None if none of its addresses leads to it within ``timeout_s``."""
         deadline, link = time.monotonic() + timeout_s, os.urandom(16)
-        opened: list[socket.socket] = []
+        opened: list[Stream] = []
         for number, address in enumerate(addresses):
             now = time.monotonic()
             until = now + (deadline - now) / (len(addresses) - number)
@@ -127,7 +128,7 @@ class DirectLinks:
             link.close()
         await asyncio.gather(*(asyncio.to_thread(link.join, _JOIN_S) for link in links))
 
-    def _dial_once(self, peer_id: PeerID, address: tuple[str, int], hello: Hello, until: float) -> socket.socket:
+    def _dial_once(self, peer_id: PeerID, address: tuple[str, int], hello: Hello, until: float) -> Stream:
         sock = socket.create_connection(address, timeout=max(0.01, until - time.monotonic()))
         try:
             sock.settimeout(max(0.01, until - time.monotonic()))
@@ -136,7 +137,7 @@ class DirectLinks:
             sock.close()
             raise
 
-    def _open(self, peer_id: PeerID, sending: socket.socket, receiving: socket.socket) -> Link:
+    def _open(self, peer_id: PeerID, sending: Stream, receiving: Stream) -> Link:
         if (old := self._links.get(peer_id)) is not None:
             old.close("replaced by a new link")
         outgoing = Pipe(sending, self._send_timeout_s, self._bucket)
@@ -213,7 +214,7 @@ class DirectLinks:
             self._closed = [link for link in self._closed if not link.is_released]
 
 
-def _close_all(sockets: Iterable[socket.socket]) -> None:
+def _close_all(sockets: Iterable[socket.socket | Stream]) -> None:
     for sock in sockets:
         with contextlib.suppress(OSError):
             sock.close()

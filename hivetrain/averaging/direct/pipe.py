@@ -5,33 +5,33 @@ A link has two, because an OpenSSL connection must not be read and written by tw
 
 import contextlib
 import socket
-import ssl
 import time
 from collections.abc import Callable
 
 from hivetrain.averaging.codecs import Data
 from hivetrain.averaging.direct.bucket import CHUNK_BYTES, TokenBucket
+from hivetrain.averaging.direct.stream import Stream
 
 _KEEPALIVE_S = 30
 _MAX_NAP_S = 0.1
-_PIECE_BYTES = 2**18
 
 
 class Pipe:
-    """A connected, authenticated socket.
+    """A connected, authenticated stream.
 
     Args:
-        sock: plain or TLS.
+        stream: plain or TLS.
         timeout_s: longest time to send a frame; None to receive: who waits for something has a limit of its own.
         bucket: limit on what is sent.
     """
 
-    def __init__(self, sock: socket.socket, timeout_s: float | None, bucket: TokenBucket | None) -> None:
-        self._sock, self._bucket = sock, bucket
+    def __init__(self, stream: Stream, timeout_s: float | None, bucket: TokenBucket | None) -> None:
+        self._stream, self._bucket = stream, bucket
         self.heard_at = time.monotonic()
         self._busy_since: float | None = None
         self.bytes_sent = 0
         self.sending_s = 0.0
+        sock = stream.sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with contextlib.suppress(AttributeError, OSError):  # by its own name on each system
@@ -49,22 +49,11 @@ class Pipe:
         started = self._busy_since = time.monotonic()
         if self._bucket is not None:
             self._send_slowly(memoryview(head + bytes(data)), self._bucket, is_closed)
-        elif isinstance(self._sock, ssl.SSLSocket):
-            self._sock.sendall(head)
-            self._sock.sendall(data)
         else:
-            self._send_together(head, data)
+            self._stream.send(head, data)
         self._busy_since = None
         self.sending_s += time.monotonic() - started
         self.bytes_sent += len(head) + len(data)
-
-    def _send_together(self, head: bytes, data: Data) -> None:
-        sent = self._sock.sendmsg([head, data])
-        if sent < len(head):
-            self._sock.sendall(head[sent:])
-            sent = len(head)
-        if sent < len(head) + len(data):
-            self._sock.sendall(memoryview(data)[sent - len(head) :])
 
     def _send_slowly(self, frame: memoryview, bucket: TokenBucket, is_closed: Callable[[], bool]) -> None:
         for start in range(0, len(frame), CHUNK_BYTES):
@@ -74,7 +63,7 @@ class Pipe:
                 if is_closed():
                     raise OSError("closed")
                 time.sleep(min(_MAX_NAP_S, left_s))
-            self._sock.sendall(piece)
+            self._stream.send(b"", piece)
 
     def take_counts(self) -> tuple[int, float]:
         """Bytes sent since the last call, and the seconds that sending them took."""
@@ -83,9 +72,8 @@ class Pipe:
 
     def receive(self, room: memoryview) -> None:
         """Fills ``room``. Raises OSError when the connection breaks, EOFError when it was closed."""
-        flags = 0 if isinstance(self._sock, ssl.SSLSocket) else socket.MSG_WAITALL  # fewer turns; TLS has no such thing
         while room:
-            count = self._sock.recv_into(room, min(len(room), _PIECE_BYTES), flags)
+            count = self._stream.receive_some(room)
             if not count:
                 raise EOFError("the connection was closed")
             self.heard_at = time.monotonic()
@@ -93,9 +81,8 @@ class Pipe:
 
     def close(self) -> None:
         """Wakes whoever waits in it; to be called once, from any thread."""
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)  # not SSLSocket's, which forgets its state first
+        self._stream.wake()
 
     def release(self) -> None:
         """Gives the socket back; nobody may be waiting in it."""
-        self._sock.close()
+        self._stream.close()
