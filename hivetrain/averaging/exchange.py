@@ -64,6 +64,7 @@ class Exchange:
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._changed: set[asyncio.Future[None]] = set()
         self._is_woken = False
+        self._streams, self._is_reducing = 0, True
         self.reduction.listen(self._tell)
 
     @property
@@ -95,7 +96,6 @@ class Exchange:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self.reduction.close()
         self.vector = torch.empty(0)  # the exchange is kept for its outcome, but not what it held
         return self.reduction.detach()
 
@@ -115,6 +115,7 @@ class Exchange:
     async def serve(self, member: int, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Takes a member's parts of the own slice and yields the averages in the same order."""
         reader = asyncio.create_task(self._read_parts(member, stream))
+        self._streams += 1
         try:
             for index in range(len(self.reduction.ranges[self.me])):
                 await self._completion_of(index)
@@ -129,6 +130,7 @@ class Exchange:
         except TimeoutError:
             self.fail(ExchangeError(f"member {member}: did not take the averages", [member]))
         finally:
+            self._streams -= 1
             reader.cancel()
 
     async def talk_over(self, open_stream: OpenStream, member: int) -> None:
@@ -136,17 +138,21 @@ class Exchange:
         ranges, has_all = self.reduction.ranges[member], asyncio.Event()
         if not ranges:
             return
-        async with contextlib.aclosing(open_stream(member, self._outgoing(member, has_all))) as answers:
-            for index in range(len(ranges)):
-                data = await self._next(answers, member, PATIENCE * self.part_timeout_s)
-                try:
-                    self.reduction.store(member, index, data)
-                except ValueError as error:
-                    raise ExchangeError(f"member {member}: {error}", [member]) from error
-            has_all.set()
-            with contextlib.suppress(ExchangeError):  # all that is needed has arrived
-                # The goodbye; returning at once could cut off our own.
-                await self._next(answers, member, self.part_timeout_s)
+        self._streams += 1
+        try:
+            async with contextlib.aclosing(open_stream(member, self._outgoing(member, has_all))) as answers:
+                for index in range(len(ranges)):
+                    data = await self._next(answers, member, PATIENCE * self.part_timeout_s)
+                    try:
+                        self.reduction.store(member, index, data)
+                    except ValueError as error:
+                        raise ExchangeError(f"member {member}: {error}", [member]) from error
+                has_all.set()
+                with contextlib.suppress(ExchangeError):  # all that is needed has arrived
+                    # The goodbye; returning at once could cut off our own.
+                    await self._next(answers, member, self.part_timeout_s)
+        finally:
+            self._streams -= 1
 
     async def changed(self, timeout_s: float) -> None:
         """Returns when something has become possible or has failed, or when the time is up."""
@@ -159,7 +165,9 @@ class Exchange:
 
     def _tell(self) -> None:
         """Called on any thread."""
-        if not self._is_woken:  # else it will be, and sees this too; never skipped, or a waiter to come would miss it
+        # Waking costs as much as a part. With no stream, the loop has to know of an end only, and links need no loop.
+        is_end = self.reduction.error is not None or (self._is_reducing and self.reduction.is_complete)
+        if (self._streams or is_end) and not self._is_woken:  # woken it sees this too
             self._is_woken = True
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._wake)
@@ -185,8 +193,8 @@ class Exchange:
             self.fail(ExchangeError(f"member {member}: {error}", [member]))
 
     async def _reduce_own(self) -> None:
-        for index in range(len(self.reduction.ranges[self.me])):
-            await self._completion_of(index)
+        await self._completion_of(len(self.reduction.ranges[self.me]) - 1)
+        self._is_reducing = False
 
     async def _outgoing(self, member: int, has_all: asyncio.Event) -> AsyncIterator[bytes]:
         for index in range(len(self.reduction.ranges[member])):
@@ -196,14 +204,13 @@ class Exchange:
         await has_all.wait()
 
     async def _completion_of(self, index: int) -> None:
-        deadline = self._loop.time() + self.part_timeout_s
         reduction = self.reduction
         while reduction.completed <= index:
             if reduction.error is not None:
                 raise ExchangeError(f"exchange given up: {reduction.error}", reduction.error.culprits)
-            left_s = deadline - self._loop.time()
+            left_s = reduction.completed_at + self.part_timeout_s - time.monotonic()
             if left_s <= 0:
-                missing = reduction.missing(index)
+                missing = reduction.missing(reduction.completed)
                 late = ", ".join(str(member) for member in missing)
                 error = ExchangeError(f"member(s) {late} sent nothing for {self.part_timeout_s:g} s", missing)
                 self.fail(error)

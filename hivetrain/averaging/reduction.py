@@ -4,14 +4,13 @@ The surprising fact: a reducer keeps only a window of parts, and nobody may send
 slice after it has the average of part k - window, so memory is bounded without a word about it on the wire.
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
+from blake3 import blake3
 
 from hivetrain.averaging.codecs import Codec, Data, scratch, view_of
 from hivetrain.averaging.layout import Layout
@@ -93,9 +92,7 @@ class Reduction:
         self.traffic = Traffic()
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
-        self._digests: dict[tuple[int, int], Future[bytes]] = {}
-        self._is_closed = False
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hivetrain-digest")
+        self._digests: dict[tuple[int, int], bytes] = {}
 
     def listen(self, changed: Callable[[], None]) -> None:
         """Has ``changed`` called, on any thread, whenever something has become possible or has failed."""
@@ -180,11 +177,16 @@ class Reduction:
         if self._codec.name != "none":
             self._codec.decode(data, part.stop - part.start, total)
         part.average = data
-        self._hash(self.me, index, data)
         self._count(elements=part.stop - part.start)
+        self._digests[self.me, index] = blake3(data).digest()
         with self._lock:
             self.completed_at = time.monotonic()
             self.completed = index + 1  # members send in order, so parts are completed in order
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the own slice is reduced."""
+        return self.completed == len(self._parts)
 
     def missing(self, index: int) -> list[int]:
         """Members that have not sent a part of the own slice."""
@@ -234,28 +236,14 @@ class Reduction:
         start, stop = self.ranges[member][index]
         out = None if in_place else self.result[start:stop]
         check_finite(self._codec.decode(data, stop - start, out))
-        self._hash(member, index, data)
+        self._digests[member, index] = blake3(data).digest()
         self._count(elements=stop - start)
         self.averaged[member] = index + 1
         self._tell()
 
     def digest(self) -> bytes:
-        """SHA-256 of the SHA-256 of all averages as they travelled, in order; waits for the hashing of the last."""
-        sha = hashlib.sha256()
-        for key in sorted(self._digests):
-            sha.update(self._digests[key].result())
-        return sha.digest()
-
-    def close(self) -> None:
-        """Ends the hashing thread; what still arrives, after a failure, is not hashed any more."""
-        with self._lock:
-            self._is_closed = True
-            self._hasher.shutdown(wait=False)
-
-    def _hash(self, member: int, index: int, data: Data) -> None:
-        with self._lock:
-            if not self._is_closed:
-                self._digests[member, index] = self._hasher.submit(lambda: hashlib.sha256(data).digest())
+        """BLAKE3 of the BLAKE3 of all averages as they travelled, in order of member and part; 32 bytes."""
+        return blake3(b"".join(self._digests[key] for key in sorted(self._digests))).digest()
 
     def _count(self, sent: int = 0, received: int = 0, elements: int = 0) -> None:
         with self._lock:
