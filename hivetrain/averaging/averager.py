@@ -27,8 +27,6 @@ from hivetrain.averaging.transport import Channel
 
 logger = logging.getLogger(__name__)
 
-_BLAME_ROUNDS = 12  # twice the longest round: a silent member is given up after a sixth of that
-
 
 class Averager:
     """Runs rounds with other peers.
@@ -57,7 +55,7 @@ class Averager:
         self._bucket = None if max_upload_mbit_s is None else TokenBucket(max_upload_mbit_s * 1e6 / 8)
         self._paths: Paths | None = None
         self._memory = ResultMemory()
-        self.blame = Blame(_BLAME_ROUNDS * part_timeout_s)
+        self.blame = Blame()
 
     async def start(self, p2p: P2P) -> None:
         """Begins to serve through the DHT node's libp2p daemon."""
@@ -154,7 +152,7 @@ class Averager:
             blamed=tuple(str(group.peer_ids[member]) for member in verdict.culprits),
         )
         if committed:
-            self.blame.clear(member.peer_id for member in report.members)
+            self.blame.atone(member.peer_id for member in report.members)
         for peer_id in report.blamed:
             self.blame.add(peer_id)
         return report, verdict.average

@@ -178,7 +178,7 @@ class SwarmPeer:
             own.fingerprint, own.epoch, own.digest, samples, bandwidth, nonce, commitment, self._averager.contact
         )
         expected, quorum = len(view.peers), view.quorum
-        avoided = self._averager.blame.left_out([peer.peer_id for peer in view.peers], quorum)
+        avoided = self._averager.blame.next_round([peer.peer_id for peer in view.peers], quorum)
         target = max(quorum, view.group_target(own.epoch) - len(avoided))
         stages = compressor.stages(gradient, own.epoch)
         grouped = threading.Event()

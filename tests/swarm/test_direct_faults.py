@@ -1,6 +1,7 @@
 """What a member can do wrong on a direct link: the round fails for all, names it, and the next goes on without it."""
 
 import asyncio
+import copy
 import os
 import socket
 import struct
@@ -169,27 +170,48 @@ def test_a_bucket_lets_through_what_its_limit_says():
 # Blame
 
 
-def test_blame_expires_doubles_and_is_cleared():
-    now = 0.0
-    blame = Blame(10.0, lambda: now)
+LIVE = ["a", "b", "c"]
+
+
+def rounds_without(blame, peer_id):
+    """Rounds in a row, from the next one, that leave a peer out."""
+    return next(rounds for rounds in range(100) if peer_id not in blame.next_round(LIVE, 2))
+
+
+def test_blame_counts_for_two_rounds_and_twice_as_many_after_each_further_fault():
+    blame, counts = Blame(), []
+    for _ in range(8):
+        blame.add("a")
+        counts.append(rounds_without(blame, "a"))
+    assert counts == [2, 4, 8, 16, 32, 64, 64, 64]
+
+
+def test_a_fault_is_made_up_for_by_ten_rounds_together():
+    blame = Blame()
+    for good_rounds, next_count in ((9, 4), (0, 8), (10, 8), (30, 2)):
+        blame.add("a")
+        rounds_without(blame, "a")
+        for _ in range(good_rounds):
+            blame.atone(["a", "b"])
+        probe = copy.deepcopy(blame)
+        probe.add("a")
+        assert rounds_without(probe, "a") == next_count
+
+
+def test_a_round_together_lets_a_peer_in_again():
+    blame = Blame()
     blame.add("a")
-    live = ["a", "b", "c"]
-    assert blame.left_out(live, 2) == {"a"}
-    now = 10.0
-    assert blame.left_out(live, 2) == frozenset()
-    blame.add("a")
-    now = 29.0
-    assert blame.left_out(live, 2) == {"a"}
-    blame.clear(["a"])
-    assert blame.left_out(live, 2) == frozenset()
+    assert blame.next_round(LIVE, 2) == {"a"}
+    blame.atone(["a"])
+    assert blame.next_round(LIVE, 2) == frozenset()
 
 
 def test_nobody_is_left_out_where_the_others_would_be_no_quorum():
-    blame = Blame(10.0, lambda: 0.0)
+    blame = Blame()
     blame.add("a")
-    assert blame.left_out(["a", "b"], 2) == frozenset()
+    assert blame.next_round(["a", "b"], 2) == frozenset()
     blame.add("b")
-    assert blame.left_out(["a", "b", "c"], 2) == frozenset()
+    assert blame.next_round(LIVE, 2) == frozenset()
 
 
 # What comes from the network
