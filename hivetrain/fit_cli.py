@@ -1,20 +1,9 @@
-"""Lightning's commands: YAML and dot overrides in, a running Trainer out, and an orderly end on a signal.
+"""Lightning's commands: YAML and dot overrides in, a running Trainer out."""
 
-Surprising fact: a signal has its deadline kept by a thread of its own, because Python runs signal handlers only
-between two bytecodes of the main thread, and the backward pass of a large model on a CPU is one bytecode.
-"""
-
-import os
-import signal
-import socket
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
-import psutil
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -34,9 +23,9 @@ from hivetrain.callbacks import (
     SwarmStatus,
 )
 from hivetrain.config_errors import describe
+from hivetrain.ending import orderly_end
 from hivetrain.errors import UserError
 
-ENDING_S = 8.0  # of the 10 that a program has to end after a signal
 DEFAULTS = {"model": "hivetrain.model.CausalLM", "data": "hivetrain.data.RefinedWebDataModule"}
 # Where keys lie, and keys: these options stay out of what is saved for others to read.
 PRIVATE = ("identity_path", "wallet_path", "credentials_file", "identity_token_file", "api_key", "password")
@@ -185,43 +174,3 @@ def _user_error(error: BaseException) -> UserError:
             return UserError(str(cause))
         cause = cause.__cause__ or cause.__context__
     return UserError(" ".join(str(error).split()))
-
-
-@contextmanager
-def orderly_end() -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into an exception in the main thread, and end the process if that takes long.
-
-    Yields the signals received. Later ones are ignored, so that an impatient user does not interrupt the clean-up.
-    """
-    received: list[int] = []
-
-    def interrupt(signum: int, _frame: FrameType | None) -> None:
-        if received:
-            return
-        received.append(signum)
-        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
-
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    threading.Thread(target=_end_in_time, args=(reader,), name="orderly-end", daemon=True).start()
-    previous = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
-    previous_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield received
-    finally:
-        if not received:  # else both stay for the exit of the interpreter, which may hang too
-            signal.set_wakeup_fd(previous_fd)
-            writer.close()
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-
-
-def _end_in_time(reader: socket.socket) -> None:
-    """Wait for a signal's number on the socket; if the process still lives ENDING_S later, end it and its children."""
-    while number := reader.recv(1):
-        if number[0] in (signal.SIGINT, signal.SIGTERM):
-            threading.Event().wait(ENDING_S)
-            for child in psutil.Process().children(recursive=True):
-                child.kill()
-            os._exit(128 + number[0])
-    reader.close()

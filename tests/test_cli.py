@@ -233,9 +233,9 @@ def test_a_signal_ends_a_fit_in_time_without_a_traceback(
 
 STUCK = """
 import subprocess, sys, time
-from hivetrain import fit_cli
-fit_cli.ENDING_S = 0.5
-with fit_cli.orderly_end():
+from hivetrain import ending
+ending.ENDING_S = 0.5
+with ending.orderly_end():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         print(child.pid, flush=True)

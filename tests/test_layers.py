@@ -10,7 +10,19 @@ LAYERS = {
     3: ("cli", "fit_cli", "config_errors", "commands", "demo", "dashboard", "doctor"),
     2: ("strategies", "callbacks", "validator", "bootstrap", "monitor"),
     1: ("swarm", "averaging", "scoring", "chain", "contribution.audit", "metrics", "sqlite_file", "validator.watch"),
-    0: ("chain.base", "chain.yuma", "contribution", "keys", "model", "data", "errors", "logs", "loggers", "serving"),
+    0: (
+        "chain.base",
+        "chain.yuma",
+        "contribution",
+        "keys",
+        "model",
+        "data",
+        "errors",
+        "ending",
+        "logs",
+        "loggers",
+        "serving",
+    ),
 }
 # Third-party packages that only these parts may import.
 RESERVED = {

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(_PAGE.format(program="hivetrain score"))
         return 0
-    from hivetrain.fit_cli import orderly_end
+    from hivetrain.ending import orderly_end
 
     with orderly_end() as received:
         try:

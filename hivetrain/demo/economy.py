@@ -6,12 +6,10 @@ state files, the ledger.
 
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +21,7 @@ from hivetrain.demo.options import Options
 from hivetrain.demo.pay import pay_of, settled
 from hivetrain.demo.reports import MinerLog, summarize
 from hivetrain.demo.subnet import Subnet
+from hivetrain.ending import orderly_end
 from hivetrain.errors import UserError
 from hivetrain.serving import write_atomically
 
@@ -205,7 +204,7 @@ def run_demo(options: Options, console: Console) -> int:
         raise UserError("at least one miner must be honest: raise --miners or give fewer --cheats")
     if options.cheats and not options.validators:
         raise UserError("without validators nobody catches a cheat: raise --validators, or give --cheats none")
-    with _sigterm_raises(), Fleet(options.out / "logs") as fleet:
+    with orderly_end(), Fleet(options.out / "logs") as fleet:
         economy = Economy(options, fleet, console)
         economy.start()
         economy.follow()
@@ -217,20 +216,6 @@ def run_demo(options: Options, console: Console) -> int:
     display.print_summary(summary, options.out, plotted, console)
     learned = summary["digests_equal"] and summary["swarm_epochs"] >= options.swarm_epochs
     return 0 if learned and (not options.validators or settled(summary)) else 1
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that the fleet is stopped."""
-
-    def end(_signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-_TERM_S = 6.0
-_KILL_S = 2.0
+_TERM_S = 5.0  # with the next one within the time that a program has to end
+_KILL_S = 1.5
 
 
 class Fleet:
