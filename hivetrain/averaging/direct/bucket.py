@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 CHUNK_BYTES = 2**15
-_BURST_S = 0.02
+_BURST_S = 0.05
 
 
 class TokenBucket:
@@ -24,7 +24,7 @@ class TokenBucket:
     def reserve(self, size_bytes: int) -> float:
         """Takes ``size_bytes`` of the line's time; returns the seconds to wait before they are sent.
 
-        Time that nobody used is lost but for a fiftieth of a second, so that no burst follows a pause.
+        Time that nobody used is lost but for a twentieth of a second, so that no burst follows a pause.
         """
         with self._lock:
             now = self._clock()

@@ -17,7 +17,7 @@ class Contact:
 
     Attributes:
         mode: ``direct`` (TLS) or ``direct-plain``; only peers of one mode link.
-        rate: sending speed that it measured, as round(4 * log2(bytes per second)); 0 for unknown.
+        rate: sending speed that it measured, or its limit, as round(4 * log2(bytes per second)); 0 for unknown.
         port: TCP port; 0 if it cannot be dialled.
         addresses: at most 3.
     """

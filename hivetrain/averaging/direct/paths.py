@@ -36,6 +36,7 @@ _HELP_AFTER_S = 0.5
 _UNREACHABLE_S = 600.0
 _MAX_NOTICES = 4096
 _MIN_MEASURED_BYTES = 8 * 2**20  # less may all fit into the kernel's buffers
+_LEAST_S = 1e-6
 _MAX_BALLOTS = 8  # of one peer at a time
 
 
@@ -58,6 +59,8 @@ class Paths:
         rounds: RoundTable, part_timeout_s: float, bucket: TokenBucket | None,
     ) -> None:  # fmt: skip
         self.contact, self._is_required = contact, is_required
+        if bucket is not None:  # no faster than that, and so in shorter parts from the first round on
+            self.contact = replace(contact, rate=_code_of(bucket.bytes_per_s))
         self._service, self._rounds, self._part_timeout_s = service, rounds, part_timeout_s
         self._bucket = bucket
         self._loop = asyncio.get_running_loop()
@@ -94,10 +97,11 @@ class Paths:
         taken = [link.outgoing.take_counts() for link in links]
         if sum(sent for sent, _ in taken) < _MIN_MEASURED_BYTES:
             return
-        rate = sum(sent / seconds for sent, seconds in taken if seconds > 0)
+        # Not the sum of the links' rates: who has the line for itself in the end would count as if it had it all along.
+        rate = sum(sent for sent, _ in taken) / max(_LEAST_S, *(seconds for _, seconds in taken))
         if self._bucket is not None:
             rate = min(rate, self._bucket.bytes_per_s)
-        self.contact = replace(self.contact, rate=min(255, max(1, round(4 * math.log2(max(2.0, rate))))))
+        self.contact = replace(self.contact, rate=_code_of(rate))
 
     async def stop(self) -> None:
         """Closes all links."""
@@ -245,3 +249,8 @@ class PairChannel(Channel):
     def _chosen(self) -> Channel | None:
         done = self._choice.done() and not self._choice.cancelled() and self._choice.exception() is None
         return self._choice.result() if done else None
+
+
+def _code_of(bytes_per_s: float) -> int:
+    """A rate as a :class:`Contact` tells it."""
+    return min(255, max(1, round(4 * math.log2(max(2.0, bytes_per_s)))))
