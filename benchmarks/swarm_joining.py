@@ -103,7 +103,8 @@ def _begin(num_params: int, addresses: list[str], peers: int) -> tuple[dict[str,
     from hivemind.dht.crypto import RSASignatureValidator
 
     from hivetrain.averaging.collaboration import Collaboration
-    from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+    from hivetrain.averaging.options import PeerOptions
+    from hivetrain.averaging.peer import SwarmPeer
     from hivetrain.averaging.settings import RunSettings
     from hivetrain.averaging.state import schema_of
     from hivetrain.averaging.watch import Watchers

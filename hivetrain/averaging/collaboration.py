@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from hivetrain.averaging.accumulator import GradientAccumulator
+from hivetrain.averaging.attempt import Attempt
 from hivetrain.averaging.compression import make_compressor
 from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.pace import Pace
-from hivetrain.averaging.peer import Attempt, SwarmPeer
+from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.averaging.progress import SwarmView
 from hivetrain.averaging.report import Member, Outcome, RoundReport
 from hivetrain.averaging.state import StateError

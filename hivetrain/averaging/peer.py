@@ -4,7 +4,6 @@ The training thread sees only this class; it holds no lock across a call and eve
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -12,19 +11,20 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from hivemind.dht import DHT
 from hivemind.utils import ValueWithExpiration, get_dht_time
 
+from hivetrain.averaging.attempt import Attempt
 from hivetrain.averaging.averager import Averager
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.compression import Compressor
-from hivetrain.averaging.direct.options import DirectOptions
 from hivetrain.averaging.group import DIGEST_BYTES, NONCE_BYTES, Offer
 from hivetrain.averaging.held import HeldState
 from hivetrain.averaging.loop import Interrupted, NetworkLoop
+from hivetrain.averaging.options import PeerOptions
 from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.rules import RULES
@@ -37,58 +37,6 @@ logger = logging.getLogger(__name__)
 
 _NO_CAP = 2**53
 _MIN_PEERS_FOR_CAP = 4
-
-
-@dataclass(frozen=True)
-class PeerOptions:
-    """How this peer takes part.
-
-    Attributes:
-        run_id: name of the run; prefix of all its DHT keys.
-        matchmaking_time_s: how long a round waits for peers that have not come yet.
-        averaging_timeout_s: longest time from the start of matchmaking to the end of the exchange.
-        record_ttl_s: how long the others count a peer that fell silent.
-        max_samples_per_peer: cap on any peer's samples; None: a quarter of the target once there are 4 peers.
-        bandwidth: relative bandwidth, for the size of the slice that this peer reduces.
-        client_mode: this peer cannot be dialled.
-        direct: how it takes part in direct links; None: it uses libp2p alone.
-        max_upload_mbit_s: limit on what it sends in exchanges; None: no limit.
-    """
-
-    run_id: str
-    matchmaking_time_s: float
-    averaging_timeout_s: float
-    record_ttl_s: float
-    max_samples_per_peer: int | None
-    bandwidth: float
-    client_mode: bool
-    direct: DirectOptions | None = None
-    max_upload_mbit_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An average under way.
-
-    Attributes:
-        blank: what is known of its report already.
-        gradient: what this peer brings, shape (n,).
-        future: its result.
-        deadline: monotonic time by which it has ended.
-        grouped: set once a group has been found. From then on some member may have committed before this peer knows,
-            so that the swarm's records run ahead of it: the vote decides, not they.
-    """
-
-    blank: RoundReport
-    gradient: torch.Tensor
-    future: "concurrent.futures.Future[tuple[RoundReport, torch.Tensor | None]]"
-    deadline: float
-    grouped: threading.Event
-
-    @property
-    def is_due(self) -> bool:
-        """Whether it has ended, or should have."""
-        return self.future.done() or time.monotonic() > self.deadline
 
 
 class SwarmPeer:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 
 from hivetrain.averaging.collaboration import Collaboration
 from hivetrain.averaging.loop import Interrupted
-from hivetrain.averaging.peer import PeerOptions
+from hivetrain.averaging.options import PeerOptions
 from hivetrain.averaging.report import RoundReport
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of

@@ -11,7 +11,8 @@ from hivemind.utils.crypto import RSAPrivateKey
 from hivetrain.averaging.codecs import Codec
 from hivetrain.averaging.direct.options import DirectOptions
 from hivetrain.averaging.held import HeldState
-from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+from hivetrain.averaging.options import PeerOptions
+from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.swarm import SwarmDHT, resolve_initial_peers, start_dht, visible_maddrs
 from hivetrain.swarm.dht import DEFAULT_HOST_MADDRS

@@ -1,17 +1,14 @@
 """Joins the swarm's DHT with a deadline, and ends its processes with certainty.
 
-The surprising facts: hivemind forks its DHT and that fork starts ``p2pd``; neither notices when the training process
-is killed, so ``SwarmDHT`` makes both watch it. And two p2pd listen on one port without complaint, so a fixed port that
-is taken has to be found out here.
+The surprising fact: hivemind forks its DHT and that fork starts ``p2pd``; neither notices when the training process is
+killed, so ``SwarmDHT`` makes both watch it.
 """
 
 import concurrent.futures
-import ipaddress
 import logging
 import os
 import random
 import select
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,8 +24,9 @@ from hivemind.p2p.p2p_daemon import P2PD_FILENAME
 from hivemind.utils.multiaddr import Multiaddr
 
 from hivetrain.errors import UserError
-from hivetrain.swarm.addresses import SwarmJoinError, parse_maddr
+from hivetrain.swarm.addresses import SwarmJoinError
 from hivetrain.swarm.identity import ensure_identity
+from hivetrain.swarm.listening import is_loopback, parse_option, refuse_taken_ports
 from hivetrain.swarm.locks import free_abandoned_locks
 from hivetrain.swarm.processes import end_with_parent, is_running, kill_all, list_descendants
 from hivetrain.swarm.records import HotkeyRecords
@@ -144,15 +142,15 @@ def start_dht(
     if use_ipfs and initial_peers:
         raise UserError("use_ipfs excludes initial_peers: remove one of them")
     deadline = time.monotonic() + startup_timeout_s
-    peers = [_parse_option("initial_peers", peer, with_peer_id=True) for peer in initial_peers]
-    hosts = [_parse_option("host_maddrs", maddr) for maddr in host_maddrs]
-    announced = [_parse_option("announce_maddrs", maddr) for maddr in announce_maddrs or ()]
+    peers = [parse_option("initial_peers", peer, with_peer_id=True) for peer in initial_peers]
+    hosts = [parse_option("host_maddrs", maddr) for maddr in host_maddrs]
+    announced = [parse_option("announce_maddrs", maddr) for maddr in announce_maddrs or ()]
     is_known_identity = identity_path is not None and os.path.exists(identity_path)
     if identity_path is not None:
         ensure_identity(identity_path)
-    _refuse_taken_ports(hosts)
-    local_only = all(map(_is_loopback, hosts))
-    if local_only and not announced and not client_mode and not all(map(_is_loopback, peers)):
+    refuse_taken_ports(hosts)
+    local_only = all(map(is_loopback, hosts))
+    if local_only and not announced and not client_mode and not all(map(is_loopback, peers)):
         logger.warning("no other machine can connect to %s: pass host_maddrs such as /ip4/0.0.0.0/tcp/31337", hosts)
     options = {
         # hivemind keeps the first of each kind: a signing one of the caller takes the place of these
@@ -268,33 +266,6 @@ def _report_unreached(dht: SwarmDHT, peers: list[str]) -> None:
     for peer in peers:
         if reached.isdisjoint(peer.split("/")):
             logger.warning("joined the swarm, but not through %s: it did not answer", peer)
-
-
-def _parse_option(name: str, text: str, *, with_peer_id: bool = False) -> str:
-    try:
-        return parse_maddr(text, with_peer_id=with_peer_id)
-    except ValueError as error:
-        raise UserError(f"{name}: {text!r}: {error}") from error
-
-
-def _refuse_taken_ports(hosts: Sequence[str]) -> None:
-    for host in hosts:
-        _, family, address, *rest = host.split("/")
-        if family not in ("ip4", "ip6") or len(rest) < 2 or rest[0] != "tcp" or rest[1] == "0":
-            continue
-        with socket.socket(socket.AF_INET6 if family == "ip6" else socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == "ip6":
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind((address, int(rest[1])))
-            except OSError as error:
-                raise UserError(f"cannot listen on {host}: {error.strerror}") from error
-
-
-def _is_loopback(maddr: str) -> bool:
-    _, family, address, *_ = maddr.split("/")
-    return family in ("ip4", "ip6") and ipaddress.ip_address(address).is_loopback
 
 
 async def _get_visible_maddrs(_dht: hivemind.DHT, node: DHTNode) -> list[Multiaddr]:

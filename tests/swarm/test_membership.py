@@ -12,7 +12,8 @@ from peers import assert_one_state, assert_truthful, committed, wait_until
 
 from hivetrain.averaging.codecs import make_codec
 from hivetrain.averaging.held import HeldState
-from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+from hivetrain.averaging.options import PeerOptions
+from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.averaging.progress import Progress, SwarmView
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import params_digest, schema_of
