@@ -21,6 +21,8 @@ from hivetrain.averaging.round import RoundTable
 from hivetrain.averaging.transfer import NETWORK_ERRORS
 from hivetrain.averaging.transport import Channel
 
+_EXCUSE_BYTES = 2  # as of a failed member's ballot
+
 
 class RoundService(ServicerBase):
     """What groupmates call, and how to call them. Create it inside a running event loop.
@@ -63,7 +65,11 @@ class RoundService(ServicerBase):
         self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
     ) -> AsyncIterator[averaging_pb2.AveragingData]:
         """A groupmate sends its parts of our slice and receives the averages."""
-        first = await asyncio.wait_for(anext(aiter(stream)), self._part_timeout_s)
+        try:
+            first = await asyncio.wait_for(anext(aiter(stream)), self._part_timeout_s)
+        except (TimeoutError, StopAsyncIteration):
+            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED)
+            return
         name, stage = first.group_id[:-1], first.group_id[-1:]
         found = await self._rounds.find(name, context.remote_id)
         if found is None or not stage:
@@ -82,8 +88,11 @@ class RoundService(ServicerBase):
                 yield averaging_pb2.AveragingData(
                     code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=average)
                 )
-        except ExchangeError:
-            yield averaging_pb2.AveragingData(code=averaging_pb2.CANCELLED)
+        except ExchangeError as error:
+            excuse = error.culprits[0].to_bytes(_EXCUSE_BYTES) if error.culprits else b""
+            yield averaging_pb2.AveragingData(
+                code=averaging_pb2.CANCELLED, tensor_part=runtime_pb2.Tensor(buffer=excuse)
+            )
 
     async def rpc_decline(
         self, request: averaging_pb2.AveragingData, context: P2PContext
@@ -123,7 +132,7 @@ class RoundService(ServicerBase):
 
         async for message in await self._stub(peer_id).rpc_exchange(messages()):
             if message.code != averaging_pb2.AVERAGED_PART:
-                raise ExchangeError(f"{str(peer_id)[-8:]} has given up")
+                raise self._given_up(group_and_stage[:-1], peer_id, message.tensor_part.buffer)
             yield message.tensor_part.buffer
 
     async def decline(self, group_name: bytes, peer_id: PeerID) -> None:
@@ -143,6 +152,18 @@ class RoundService(ServicerBase):
         if answer.code != averaging_pb2.AVERAGED_PART:
             raise ExchangeError(f"{str(peer_id)[-8:]} does not know the group")
         return bytes(answer.tensor_part.buffer)
+
+    def _given_up(self, group_name: bytes, peer_id: PeerID, excuse: bytes) -> ExchangeError:
+        """What it means here that a groupmate has given up: it may say because of whom, as a failed ballot does."""
+        text, found = f"{str(peer_id)[-8:]} has given up", self._rounds.get(group_name, peer_id)
+        if found is None or len(excuse) != _EXCUSE_BYTES:
+            return ExchangeError(text)
+        (round_, member), accused = found, int.from_bytes(excuse)
+        if accused >= len(round_.group.peer_ids):
+            return ExchangeError(text)
+        # Whoever accuses this peer has a fault between the two to show for it: that is seen at first hand.
+        culprits = [member] if accused == round_.me else []
+        return ExchangeError(f"{text} because of member {accused}", culprits, [accused])
 
     async def _pace(self, data: bytes) -> None:
         if self._bucket is not None:
