@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import logging
-import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
-from peers import wait_until
+from peers import FORKSERVER, wait_until
 from solo import Module, OnBatch, fit, loader, make_trainer
 
 import hivetrain  # noqa: F401  # registers the alias
@@ -107,8 +106,8 @@ def test_the_example_of_the_page_trains_in_a_swarm(bootstrap, tmp_path, monkeypa
     monkeypatch.setenv(INITIAL_PEERS_ENV, bootstrap)
     monkeypatch.chdir(tmp_path)
     assert sum(bool(line) for line in example().splitlines()) <= 20
-    forkserver, log = multiprocessing.get_context("forkserver"), tmp_path / "other.log"
-    other = forkserver.Process(target=run_other, args=(bootstrap, tmp_path, log))
+    log = tmp_path / "other.log"
+    other = FORKSERVER.Process(target=run_other, args=(bootstrap, tmp_path, log))
     other.start()
     try:
         wait_until(lambda: log.exists() and "reachable" in log.read_text(), 90, "the other peer")
