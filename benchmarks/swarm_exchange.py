@@ -10,8 +10,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,23 @@ def average(
     codec: str, vectors: list[Any], addresses: list[str], num_peers: int, repeats: int, transport: str = "libp2p"
 ) -> list[Any]:
     """Averages each vector with the other programs, through the peer's own code."""
+    with joined(codec, addresses, num_peers, transport) as average_once:
+        return [repeat(lambda v=vector: average_once(v).exchange_s, repeats) for vector in vectors]
+
+
+@contextmanager
+def joined(
+    codec: str, addresses: list[str], num_peers: int, transport: str, hosts: tuple[str, ...] = LOOPBACK,
+    max_upload_mbit_s: float | None = None,
+) -> Iterator[Callable[[Any], Any]]:  # fmt: skip
+    """A peer that has met the others; yields what averages a vector with all of them and returns the report.
+
+    Args:
+        addresses: of a DHT node.
+        transport: the way that all pairs must take.
+        hosts: multiaddrs to listen on and to be dialled at.
+        max_upload_mbit_s: as the option of that name.
+    """
     import torch
     from hivemind.dht.crypto import RSASignatureValidator
 
@@ -173,24 +190,26 @@ def average(
 
     validator = RSASignatureValidator()
     with identity_file(None) as path:
-        dht = start_dht(addresses, record_validators=(validator,), identity_path=path)
+        dht = start_dht(addresses, host_maddrs=hosts, record_validators=(validator,), identity_path=path)
         identity = load_identity(path)
-    direct = DirectOptions(transport, identity.peer_id, identity, LOOPBACK, LOOPBACK) if transport != "libp2p" else None
+    direct = DirectOptions(transport, identity.peer_id, identity, hosts, hosts) if transport != "libp2p" else None
     compressor = make_compressor(codec, [torch.Size([0])])
     settings = RunSettings("vectors", 0, num_peers, codec, "none")
-    options = PeerOptions(f"exchange-{codec}-{transport}", 10.0, ROUND_S, 60.0, None, 1.0, False, direct)
+    options = PeerOptions(
+        f"exchange-{codec}-{transport}", 10.0, ROUND_S, 60.0, None, 1.0, False, direct, max_upload_mbit_s
+    )
     held = HeldState(torch.nn.Module(), torch.optim.SGD([torch.zeros(1)]), 0)  # nothing is served
     peer = SwarmPeer(dht, validator.local_public_key, settings, options, compressor.codec, held)
     epochs = itertools.count()
 
-    def once(vector: Any) -> float:
+    def average_once(vector: Any) -> Any:
         peer.announce(next(epochs), 1, 1.0, "00" * 32, waiting=True)
         attempt = peer.start_average(compressor, vector, 1, b"", peer.view(), ROUND_S)
         report, _ = peer.finish_average(attempt, lambda: False)
         ways = set(report.links.values())
         if report.outcome != "averaged" or report.group_size != num_peers or ways != {transport}:
             raise RuntimeError(f"{report} {ways}")
-        return report.exchange_s
+        return report
 
     try:
         peer.open(lambda: False)
@@ -199,7 +218,7 @@ def average(
         while len(peer.refresh().peers) < num_peers:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"only {len(peer.view().peers)} of {num_peers} peers met within {MEET_S:g} s")
-        return [repeat(lambda v=vector: once(v), repeats) for vector in vectors]
+        yield average_once
     finally:
         peer.close()
         dht.shutdown()
