@@ -64,6 +64,7 @@ class Witness(Callback):
                 break
             time.sleep(0.1)
         names = {param: name for name, param in pl_module.named_parameters()}
+        done = [report for report in strategy.rounds if report.committed]
         self.found = {
             "seen": self.seen,
             "records": {epoch: strategy.collect(work_key(strategy.run_id, epoch), 10) for epoch in self.seen},
@@ -73,13 +74,13 @@ class Witness(Callback):
             "order": [names[param] for param in strategy.trainable_params],
             "members": {
                 report.swarm_epoch: [(member.peer_id, member.samples, member.commitment) for member in report.members]
-                for report in strategy.rounds
-                if report.committed
+                for report in done
             },
+            "ways": {way for report in done for way in report.links.values()},
         }
 
 
-def main(directory: str, name: str, kind: str | None, initial_peers: str, run_id: str) -> None:
+def main(directory: str, name: str, kind: str | None, initial_peers: str, run_id: str, transport: str) -> None:
     os.setsid()
     log = os.open(f"{directory}/{name}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
@@ -92,7 +93,7 @@ def main(directory: str, name: str, kind: str | None, initial_peers: str, run_id
     witness = Witness()
     strategy = HivemindStrategy(
         target_batch_size=48, run_id=run_id, initial_peers=initial_peers, matchmaking_time=4, averaging_timeout=20,
-        record_ttl=10,
+        record_ttl=10, transport=transport,
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", strategy=strategy, max_epochs=-1, callbacks=[publisher, witness, StopAtSwarmEpoch(EPOCHS)],

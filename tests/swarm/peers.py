@@ -1,5 +1,6 @@
 """Peers as real processes on loopback, to be watched, stopped and killed."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,8 +16,27 @@ import worker
 
 from hivetrain.swarm.processes import is_running, list_descendants
 
-FORKSERVER = multiprocessing.get_context("forkserver")  # imports once, not once for each peer
-FORKSERVER.set_forkserver_preload(["worker"])
+# Imports once what takes long, not once for each peer. By names that are on every path: the server does not get the
+# tests' own one, and ignores what it cannot import. Not hivemind: its locks would be one for all peers, dead or alive.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["pytest", "torch._dynamo", "lightning.pytorch"])
+
+TRANSPORTS = ("direct", "libp2p")  # the first fails a round rather than use the second
+
+
+def over_both(names, cases, quick=None):
+    """Parametrises a test with ``cases``, each over both transports; over libp2p all but the ``quick`` ones are slow.
+
+    Args:
+        names: of the parameters, besides ``transport``.
+        cases: tuples of their values.
+        quick: those that run over both by default; None: all.
+    """
+    params = []
+    for case, transport in itertools.product(cases, TRANSPORTS):
+        is_slow = transport == "libp2p" and quick is not None and case not in quick
+        params.append(pytest.param(*case, transport, marks=[pytest.mark.slow] * is_slow))
+    return pytest.mark.parametrize((*names, "transport"), params)
 
 
 def wait_until(condition, timeout_s, what, peers=()):
@@ -46,6 +66,7 @@ class Peer:
             name,
             {kind: directory / f"{name}.{kind}" for kind in ("out", "status", "stage", "log")},
         )
+        self._transport = options["transport"]
         options = options | {kind: str(self._files[kind]) for kind in ("out", "status", "stage")}
         if fresh:
             with self._files["log"].open("w") as log:
@@ -73,7 +94,16 @@ class Peer:
     @property
     def epoch(self):
         """The last epoch that the peer has told; -1 before it trains."""
-        return json.loads(self._read("status") or '{"epoch": -1}')["epoch"]
+        return self._status["epoch"]
+
+    @property
+    def group_size(self):
+        """How many peers made the last update that the peer has told; 0 before the first."""
+        return self._status["group_size"]
+
+    @property
+    def _status(self):
+        return json.loads(self._read("status") or '{"epoch": -1, "group_size": 0}')
 
     @property
     def is_alive(self):
@@ -98,18 +128,21 @@ class Peer:
     def wait(self, timeout_s=120):
         """Waits for the end and returns the result."""
         wait_until(lambda: not self.is_alive, timeout_s, f"end of {self.name}", [self])
-        return json.loads(self._read("out"))
+        result = json.loads(self._read("out"))
+        assert_ways(result["rounds"], self._transport)
+        return result
 
 
 class Swarm:
     """Starts peers of one run."""
 
-    def __init__(self, directory, run_id, initial_peers):
+    def __init__(self, directory, run_id, initial_peers, transport):
         self.directory, self.peers = directory, []
         self._finish, self._release = directory / "finish", directory / "release"
         self.common = {
             "run_id": run_id,
             "initial_peers": initial_peers,
+            "transport": transport,
             "epochs": 10**6,
             "finish": str(self._finish),
             "release": str(self._release),
@@ -138,7 +171,9 @@ class Swarm:
         worker.write(self._finish, str(last))
         self.wait_for_epoch(last, *peers)
         self._release.touch()
-        return [peer.wait() for peer in peers]
+        results = [peer.wait() for peer in peers]
+        assert any(report["outcome"] == "averaged" for result in results for report in result["rounds"])
+        return results
 
     def close(self):
         for peer in self.peers:
@@ -164,6 +199,17 @@ def assert_truthful(result):
         if report["outcome"] not in ("averaged", "alone", "local"):
             assert report["samples"] == 0, report
             assert report["reason"], report
+
+
+def assert_ways(rounds, transport):
+    """All exchanges took the way that was asked for, to every other member; none fell back to another."""
+    for report in rounds:
+        ways = set(report["links"].values())
+        if report["outcome"] == "averaged":
+            assert len(report["links"]) == report["group_size"] - 1, report
+            assert ways == {transport}, report
+        else:
+            assert ways <= {transport, "none"}, report
 
 
 def assert_one_state(*results):

@@ -19,23 +19,22 @@ from hivetrain.data.reader import SlotReader
 from hivetrain.keys import Wallet
 
 OTHERS = ("lazy", "stale", "copied", "over-claim")
-FORKSERVER.set_forkserver_preload(["worker", "audited_miner"])
 
 
 def soon() -> Deadline:
     return Deadline(10, time.monotonic)
 
 
-def run_two(directory, bootstrap, kind):
+def run_two(directory, bootstrap, kind, transport):
     """Runs an honest miner and another one; returns what each wrote down, their hotkeys and the ledger."""
     Ledger.create(directory / "ledger.db", Rules(block_time_s=0.5))
     ledger, hotkeys = Ledger(directory / "ledger.db"), {}
     for name in ("honest", "other"):
         hotkeys[name] = Wallet(name, "hot", str(directory / "wallets")).create_hotkey().address
         ledger.register(hotkeys[name], soon())
-    run_id = f"audited-{kind}"
+    run_id = f"audited-{kind}-{transport}"
     processes = [
-        FORKSERVER.Process(target=main, args=(str(directory), name, of, bootstrap, run_id))
+        FORKSERVER.Process(target=main, args=(str(directory), name, of, bootstrap, run_id, transport))
         for name, of in (("honest", None), ("other", kind))
     ]
     try:
@@ -50,6 +49,7 @@ def run_two(directory, bootstrap, kind):
             process.kill()
             process.join()
     found = {name: torch.load(directory / f"{name}.pt") for name in hotkeys}
+    assert all(miner["ways"] == {transport} for miner in found.values()), logs
     return SimpleNamespace(ledger=ledger, hotkeys=hotkeys, run_id=run_id, logs=logs, **found)
 
 
@@ -79,8 +79,8 @@ def judge(result, name):
 
 
 @pytest.mark.timeout(200)
-def test_two_honest_miners_commit_before_every_exchange_and_pass_every_audit(tmp_path, bootstrap):
-    result = run_two(tmp_path, bootstrap, None)
+def test_two_honest_miners_commit_before_every_exchange_and_pass_every_audit(tmp_path, bootstrap, transport):
+    result = run_two(tmp_path, bootstrap, None, transport)
     for name in ("honest", "other"):
         own = getattr(result, name)
         assert own["uid"] == {"honest": 0, "other": 1}[name]
@@ -100,8 +100,8 @@ def test_two_honest_miners_commit_before_every_exchange_and_pass_every_audit(tmp
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("kind", ["free-rider", *(pytest.param(k, marks=pytest.mark.slow) for k in OTHERS)])
-def test_a_miner_that_cheats_is_in_every_round_and_is_caught(tmp_path, bootstrap, kind):
-    result = run_two(tmp_path, bootstrap, kind)
+def test_a_miner_that_cheats_is_in_every_round_and_is_caught(tmp_path, bootstrap, kind, transport):
+    result = run_two(tmp_path, bootstrap, kind, transport)
     assert set(judge(result, "honest").values()) == {Verdict.PASSED}, result.logs
     verdicts = judge(result, "other")
     assert len(verdicts) >= EPOCHS - 1, result.logs

@@ -1,10 +1,11 @@
 """What becomes of a swarm whose peers are killed, stopped, late, slow or gone."""
 
+import itertools
 import signal
 import time
 
 import pytest
-from peers import Swarm, assert_one_state, assert_truthful, committed, wait_until
+from peers import Swarm, assert_one_state, assert_truthful, committed, over_both, wait_until
 
 from hivetrain.swarm import start_dht, visible_maddrs
 
@@ -12,6 +13,7 @@ TIMEOUT_S = 12.0
 SMALL = {"timeout": TIMEOUT_S, "record_ttl": 10.0, "matchmaking": 2.0}
 WIDE = {**SMALL, "width": 90_000, "encode_s": 0.2}  # an exchange of a second, in several parts
 STAGES = ["matchmaking", "exchange"]
+PROCESSES = ["group", "main"]  # which of a peer's processes are hit: all, or only the one that trains
 
 
 def assert_survived(*results):
@@ -22,28 +24,28 @@ def assert_survived(*results):
         assert result["stall_s"] <= 1.5 * TIMEOUT_S
 
 
-@pytest.mark.parametrize("everything", [True, False], ids=["group", "main"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_survivors_of_a_killed_peer_go_on_together(swarm, stage, everything):
+@over_both(["stage", "processes"], itertools.product(STAGES, PROCESSES), quick=[("exchange", "group")])
+def test_survivors_of_a_killed_peer_go_on_together(swarm, stage, processes):
     victim, *survivors = swarm.start_together(3, **WIDE)
     swarm.wait_for_epoch(1)
     swarm.wait_for(lambda: victim.stage == stage, 60, f"the victim's {stage}")
     victim.processes()
-    victim.kill(everything)
+    victim.kill(everything=processes == "group")
     wait_until(lambda: not victim.processes(), 5, "no process of the victim is left")
     results = swarm.finish(*survivors)
     assert_survived(*results)
     assert committed(results[0])[-1]["group_size"] == 2
 
 
-@pytest.mark.parametrize("everything", [True, False], ids=["group", "main"])
-def test_a_stopped_peer_is_left_behind_and_catches_up(swarm, everything):
+@over_both(["processes"], [("group",), ("main",)], quick=[("group",)])
+def test_a_stopped_peer_is_left_behind_and_catches_up(secluded_swarm, processes):
+    swarm = secluded_swarm
     victim, *others = swarm.start_together(3, **WIDE)
     swarm.wait_for_epoch(1)
     swarm.wait_for(lambda: victim.stage == "exchange", 60, "the victim's exchange")
-    victim.send(signal.SIGSTOP, everything)
+    victim.send(signal.SIGSTOP, everything=processes == "group")
     swarm.wait_for_epoch(victim.epoch + 3, *others)
-    victim.send(signal.SIGCONT, everything)
+    victim.send(signal.SIGCONT, everything=processes == "group")
     stopped, *results = swarm.finish(victim, *others, epochs=3)
     assert_survived(*results)
     assert_one_state(stopped, results[0])
@@ -53,16 +55,17 @@ def test_a_stopped_peer_is_left_behind_and_catches_up(swarm, everything):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("everything", [True, False], ids=["group", "main"])
-def test_a_peer_stopped_for_thirty_seconds_comes_back(swarm, everything):
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_a_peer_stopped_for_thirty_seconds_comes_back(secluded_swarm, processes):
+    swarm = secluded_swarm
     options = {"timeout": 60.0, "record_ttl": 30.0, "matchmaking": 5.0}  # the strategy's defaults
     victim, *others = swarm.start_together(3, **(WIDE | options))
     swarm.wait_for_epoch(1)
     swarm.wait_for(lambda: victim.stage == "exchange", 60, "the victim's exchange")
-    victim.send(signal.SIGSTOP, everything)
+    victim.send(signal.SIGSTOP, everything=processes == "group")
     resume = time.monotonic() + 30
     swarm.wait_for(lambda: time.monotonic() > resume, 60, "30 s")
-    victim.send(signal.SIGCONT, everything)
+    victim.send(signal.SIGCONT, everything=processes == "group")
     stopped, *results = swarm.finish(victim, *others, epochs=3)
     assert_one_state(stopped, *results)
     for result in (stopped, *results):
@@ -71,6 +74,7 @@ def test_a_peer_stopped_for_thirty_seconds_comes_back(swarm, everything):
     assert max(result["stall_s"] for result in results) <= 1.5 * options["timeout"]
 
 
+@over_both([], [()])
 def test_a_late_peer_gets_params_and_optimizer_state(swarm):
     swarm.start_together(2, **SMALL)
     swarm.wait_for_epoch(2)
@@ -96,9 +100,9 @@ def test_the_last_peer_trains_on_alone_and_says_so(swarm):
     assert committed(result)[-1]["group_size"] == committed(result)[-1]["expected_peers"] == 1
 
 
-def test_a_swarm_outlives_its_bootstrap_node(tmp_path):
+def test_a_swarm_outlives_its_bootstrap_node(tmp_path, transport):
     dht = start_dht([])
-    swarm = Swarm(tmp_path, 10 * "bootstrap_dies_", ",".join(visible_maddrs(dht)))
+    swarm = Swarm(tmp_path, 10 * "bootstrap_dies_", ",".join(visible_maddrs(dht)), transport)
     try:
         peers = swarm.start_together(3, **SMALL)
         swarm.wait_for_epoch(1)
@@ -122,7 +126,7 @@ def test_a_slow_peer_slows_rounds_but_breaks_none(swarm):
         assert report["exchange_s"] > 0.8
 
 
-@pytest.mark.parametrize("stage", ["training", *STAGES])
+@over_both(["stage"], [("training",), ("matchmaking",), ("exchange",)], quick=[("exchange",)])
 def test_sigterm_ends_a_peer_within_ten_seconds(swarm, stage):
     asked = swarm.start("asked", peers=2, fresh=stage == "training", **WIDE)
     other = swarm.start("other", peers=2, **WIDE)

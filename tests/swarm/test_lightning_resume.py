@@ -5,8 +5,9 @@ import torch
 import worker
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from peers import wait_until
+from peers import assert_ways, wait_until
 from solo import Module, OnBatch, distance, fit, loader, make_trainer
+from worker import report_fields
 
 from hivetrain.averaging.state import params_digest
 from hivetrain.callbacks import StopAtSwarmEpoch, SwarmCheckpoint
@@ -111,7 +112,8 @@ def fit_peer(swarm, epochs, ckpt_path=None, callbacks=(), alone=False):
     seed_everything(0, verbose=False)
     module = worker.Regression(8, 0.01, 0.0)
     peers = "" if alone else swarm.common["initial_peers"]
-    strategy = HivemindStrategy(32, swarm.common["run_id"], peers, matchmaking_time=3.0, record_ttl=10.0)
+    way = swarm.common["transport"]
+    strategy = HivemindStrategy(32, swarm.common["run_id"], peers, matchmaking_time=3.0, record_ttl=10.0, transport=way)
     data = torch.utils.data.DataLoader(worker.make_data(7), batch_size=4)
     return fit(module, data, epochs, ckpt_path, strategy=strategy, callbacks=callbacks)
 
@@ -136,3 +138,4 @@ def test_the_newer_of_disk_and_peers_wins(newer, swarm, tmp_path):
         assert epochs[0] >= 300
         wait_until(lambda: donor.epoch >= 300, 30, "the donor catches up", swarm.peers)
     assert trainer.strategy.rounds[-1].group_size == 2
+    assert_ways([report_fields(report) for report in trainer.strategy.rounds], swarm.common["transport"])

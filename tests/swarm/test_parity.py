@@ -6,7 +6,6 @@ Each peer logs which samples went into which global update, so that the plain pr
 import copy
 import json
 import logging
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from peers import FORKSERVER, assert_ways, over_both
 from solo import Module, adamw, distance, loader, make_trainer, net, reference, samples, sgd
 from solo import fit as fit_alone
 from torch.optim.lr_scheduler import LambdaLR
@@ -81,9 +81,9 @@ def test_clipping_applies_to_the_averaged_gradient(make_optimizer):
 # Several processes
 
 
-@pytest.mark.parametrize(("num_peers", "overlap"), [(2, False), (3, False), (2, True)])
-def test_peers_match_one_process_at_the_joint_batch_size(num_peers, overlap, bootstrap, tmp_path):
-    peers = run_peers(num_peers, overlap, bootstrap, tmp_path)
+@over_both(["num_peers", "overlap"], [(2, False), (3, False), (2, True)])
+def test_peers_match_one_process_at_the_joint_batch_size(num_peers, overlap, transport, bootstrap, tmp_path):
+    peers = run_peers(num_peers, overlap, transport, bootstrap, tmp_path)
     updates = []
     for epoch in range(EPOCHS):
         update = [microbatch for peer in peers for microbatch in peer["used"].get(str(epoch), [])]
@@ -100,6 +100,7 @@ def test_peers_match_one_process_at_the_joint_batch_size(num_peers, overlap, boo
         final = net()
         final.load_state_dict({name: torch.tensor(value) for name, value in peer["params"].items()})
         assert peer["epoch"] == EPOCHS
+        assert_ways(peer["rounds"], transport)
         assert distance(final, expected) < 1e-4
         assert peer["lrs"] == [[epoch, pytest.approx(0.01 * factor(epoch))] for epoch, _ in peer["lrs"]]
     assert len({peer["digest"] for peer in peers}) == 1
@@ -144,11 +145,11 @@ def joint_losses(updates):
     ]
 
 
-def run_peers(count, overlap, bootstrap, tmp_path):
+def run_peers(count, overlap, transport, bootstrap, tmp_path):
     outs = [tmp_path / f"{index}.json" for index in range(count)]
-    context = multiprocessing.get_context("forkserver")  # its server has imported everything, see conftest.py
     processes = [
-        context.Process(target=run_peer, args=(bootstrap, count, overlap, index, outs[index])) for index in range(count)
+        FORKSERVER.Process(target=run_peer, args=(bootstrap, count, overlap, transport, index, outs[index]))
+        for index in range(count)
     ]
     for process in processes:
         process.start()
@@ -204,7 +205,7 @@ class Log(Callback):
         assert sum(len(ids) for ids, _, _ in self.gathered) == collaboration.accumulator.samples
 
 
-def run_peer(bootstrap, num_peers, overlap, index, out: Path):
+def run_peer(bootstrap, num_peers, overlap, transport, index, out: Path):
     log_file = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log_file, 1)
     os.dup2(log_file, 2)
@@ -216,8 +217,9 @@ def run_peer(bootstrap, num_peers, overlap, index, out: Path):
     module, log = Slow(adamw, schedule), Log(num_peers)
     strategy = HivemindStrategy(
         target_batch_size=TARGET,
-        run_id=f"parity{num_peers}{overlap}",
+        run_id=f"parity{num_peers}{overlap}{transport}",
         initial_peers=bootstrap,
+        transport=transport,
         matchmaking_time=3.0,
         overlap=overlap,
     )

@@ -14,7 +14,8 @@ OPTIONS |= {"target": 64, "microbatch_s": 0.15}  # slow enough for peers to come
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1])
-def test_fifty_epochs_of_kills_stops_and_joins_end_with_equal_digests(swarm, seed):
+def test_fifty_epochs_of_kills_stops_and_joins_end_with_equal_digests(secluded_swarm, seed):
+    swarm = secluded_swarm
     chance = random.Random(seed)
     living = swarm.start_together(3, **OPTIONS)
     swarm.wait_for_epoch(0)

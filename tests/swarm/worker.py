@@ -21,12 +21,14 @@ from hivetrain.averaging.exchange import Exchange
 from hivetrain.averaging.group import Matchmaker
 from hivetrain.averaging.layout import PART_ELEMENTS
 from hivetrain.averaging.peer import SwarmPeer
+from hivetrain.averaging.reduction import Reduction
 from hivetrain.strategies import HivemindStrategy
 
 DEFAULTS = {
     "out": "",  # JSON file for the result
     "status": "",  # file that gets the epoch after each change
     "initial_peers": "",
+    "transport": "auto",
     "run_id": "test",
     "epochs": 5,
     "target": 32,
@@ -44,6 +46,7 @@ DEFAULTS = {
     "finish": "",  # file that names the last epoch, when ``epochs`` does not
     "release": "",  # file that lets a peer that has finished go, so that it serves those who have not
     "stage": "",  # file that gets what the network is at: "matchmaking", "exchange" or "training"
+    "sabotage": None,  # what this peer does to exchanges, "garbage" or "stall", and a file: only while it is there
     "options": {},  # further arguments of the strategy
     "trainer": {},
 }
@@ -98,6 +101,24 @@ def tell_stages(path):
     Exchange.run = told(Exchange.run, "exchange")
 
 
+def sabotage(kind, sign):
+    """Has this peer spoil every exchange, whatever it travels over, while a file is there."""
+    outgoing, may_send = Reduction.outgoing, Reduction.may_send
+
+    def garbage(self, member, index):
+        data = outgoing(self, member, index)
+        return os.urandom(len(data)) if os.path.exists(sign) else data
+
+    def never(self, member, index):
+        return not os.path.exists(sign) and may_send(self, member, index)
+
+    if kind == "garbage":
+        Reduction.outgoing = garbage
+    else:
+        assert kind == "stall", kind
+        Reduction.may_send = never
+
+
 def time_joining():
     """Returns a list that gets the seconds between the peer's arrival in the DHT and its admission or refusal."""
     taken, open_ = [], SwarmPeer.open
@@ -145,9 +166,10 @@ class Watch(Callback):
     """Stops at the last epoch and keeps the status file up to date."""
 
     def __init__(self, options):
-        self.options, self.seen, self.stall_s, self.last = options, -1, 0.0, None
+        self.options, self.seen, self.stall_s, self.last, self.peer_id = options, -1, 0.0, None, ""
 
     def on_train_batch_start(self, trainer, *_):
+        self.peer_id = trainer.strategy.peer_id
         self._wait(trainer, lambda: self.last is not None or trainer.strategy.num_peers >= self.options["peers"])
 
     def on_train_end(self, trainer, *_):
@@ -166,7 +188,8 @@ class Watch(Callback):
         epoch = trainer.strategy.swarm_epoch
         if self.options["status"] and epoch != self.seen:
             self.seen = epoch
-            write(self.options["status"], json.dumps({"epoch": epoch, "digest": trainer.strategy.params_digest()}))
+            sizes = [report.group_size for report in trainer.strategy.rounds if report.committed]
+            write(self.options["status"], json.dumps({"epoch": epoch, "group_size": sizes[-1] if sizes else 0}))
         finish = self.options["finish"]
         if finish and os.path.exists(finish):
             self.options["epochs"] = int(Path(finish).read_text())
@@ -177,6 +200,8 @@ def main(given):
     options = DEFAULTS | given
     if options["stage"]:
         tell_stages(options["stage"])
+    if options["sabotage"]:
+        sabotage(*options["sabotage"])
     if options["encode_s"] is not None:
         CODECS["none"] = SlowFloat32(options["encode_s"])
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s %(message)s")
@@ -187,6 +212,7 @@ def main(given):
         target_batch_size=options["target"],
         run_id=options["run_id"],
         initial_peers=options["initial_peers"],
+        transport=options["transport"],
         matchmaking_time=options["matchmaking"],
         averaging_timeout=options["timeout"],
         record_ttl=options["record_ttl"],
@@ -207,6 +233,7 @@ def main(given):
         collaboration = strategy._collaboration
         result = {
             "error": error,
+            "peer_id": watch.peer_id,
             "join_s": sum(joining),
             "trained": module.trained,
             "accumulated": collaboration.accumulator.samples if collaboration else 0,
