@@ -10,7 +10,8 @@ from hivemind.utils.crypto import RSAPrivateKey
 from hivetrain.averaging.compression import make_compressor
 from hivetrain.averaging.direct.options import DirectOptions
 from hivetrain.averaging.held import HeldState
-from hivetrain.averaging.peer import PeerOptions, SwarmPeer
+from hivetrain.averaging.options import PeerOptions
+from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.averaging.settings import RunSettings
 from hivetrain.swarm import start_dht
 from hivetrain.swarm.identity import identity_file, load_identity
