@@ -10,16 +10,13 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from swarm_exchange import MEET_S, ROUND_S, average, repeat, send_raw
-from swarm_programs import MB, meeting_point, programs, questions, table
+from exchange_members import MEET_S, ROUND_S, TRANSPORTS, work
+from swarm_programs import MB, meeting_point, programs, table
 
 CODECS = ("none", "fp16", "int8")
-TRANSPORTS = {"libp2p": "libp2p", "plain": "direct-plain", "tls": "direct"}
 PARTS = ("raw", "gloo", "hivemind", *TRANSPORTS)
 HIVEMIND_CODECS = ("none", "fp16")  # its 8-bit codecs fail on numpy 2
 HEADER = ["", "codec", "peers", "params", "seconds", "MB/s", "of gloo", "CPU s per MB", "memory MB"]
@@ -95,73 +92,6 @@ def cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
         f"{row['cpu_s_per_mb']:.4f}",
         f"{row['memory_mb']:.0f}",
     ]
-
-
-def work(connection: Connection, rank: int, num_peers: int, store: str, addresses: list[str]) -> None:
-    """One member."""
-    import torch
-    import torch.distributed as gloo
-
-    torch.set_num_threads(1)
-    gloo.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_peers)
-    try:
-        for asked in questions(connection):
-            generator = torch.Generator().manual_seed(rank)
-            vectors = [torch.randn(numel, generator=generator) for numel in asked["sizes"]]
-            part, codec, repeats = asked["part"], asked["codec"], asked["repeats"]
-            if part == "raw":
-                answer = [send_raw(vector, rank, repeats) for vector in vectors]
-            elif part == "gloo":
-                answer = [repeat(lambda v=vector: gloo.all_reduce(v), repeats) for vector in vectors]
-            elif part == "hivemind":
-                answer = [average_by_hivemind(codec, vector, addresses, num_peers, repeats) for vector in vectors]
-            else:
-                answer = average(codec, vectors, addresses, num_peers, repeats, TRANSPORTS[part])
-            connection.send(answer)
-    finally:
-        gloo.destroy_process_group()
-
-
-def average_by_hivemind(codec: str, vector: Any, addresses: list[str], num_peers: int, repeats: int) -> dict[str, Any]:
-    """hivemind's own averager; its time is taken in its own process, from the group to the end of the all-reduce."""
-    import multiprocessing
-
-    from hivemind.averaging import DecentralizedAverager
-    from hivemind.compression import Float16Compression, NoCompression
-
-    from hivetrain.swarm import start_dht
-
-    class Timed(DecentralizedAverager):
-        seconds = multiprocessing.Value("d", 0.0)
-
-        async def _aggregate_with_group(self, *args: Any, **kwargs: Any) -> Any:
-            start = time.monotonic()
-            try:
-                return await super()._aggregate_with_group(*args, **kwargs)
-            finally:
-                self.seconds.value = time.monotonic() - start
-
-    multiprocessing.set_start_method("fork", force=True)  # hivemind's own; a local class cannot be pickled
-    dht = start_dht(addresses)
-    averager = Timed(
-        [vector], dht, start=True, prefix=f"hivemind{codec}{vector.numel()}", target_group_size=num_peers,
-        min_group_size=num_peers, min_matchmaking_time=5.0, request_timeout=1.0,
-        compression=Float16Compression() if codec == "fp16" else NoCompression(),
-    )  # fmt: skip
-
-    def once() -> float:
-        deadline = time.monotonic() + ROUND_S
-        while time.monotonic() < deadline:
-            found = averager.step(timeout=ROUND_S)
-            if found is not None and len(found) == num_peers:
-                return Timed.seconds.value
-        raise TimeoutError("hivemind found no group")
-
-    try:
-        return repeat(once, repeats)
-    finally:
-        averager.shutdown()
-        dht.shutdown()
 
 
 if __name__ == "__main__":

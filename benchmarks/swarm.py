@@ -1,10 +1,10 @@
-"""What training in company costs and saves, from one command: efficiency, exchange, compression, joining.
+"""What training in company costs and saves, from one command: efficiency, compression, joining.
 
-    python benchmarks/swarm.py [--parts abcd] [--quick]
+    python benchmarks/swarm.py [--parts abc] [--quick]
 
-(a) samples/s of N peers against N times one peer, with the device's compute emulated; (b) MB/s of the exchange beside
-gloo and bare TCP; (c) bytes and loss for each compression; (d) time to join, memory, digest. All comparisons are within
-one run. Parts a, b and d measure time: run them on a machine that has nothing else to do.
+(a) samples/s of N peers against N times one peer, with the device's compute emulated; (b) bytes and loss for each
+compression; (c) time to join, memory, digest. All comparisons are within one run. Parts a and c measure time: run them
+on a machine that has nothing else to do. The exchange alone: exchange.py.
 """
 
 import argparse
@@ -18,15 +18,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import swarm_compression  # noqa: E402
 import swarm_efficiency  # noqa: E402
-import swarm_exchange  # noqa: E402
 import swarm_joining  # noqa: E402
 from overhead import machine_facts  # noqa: E402
 
 TITLES = {
     "a": "Efficiency with emulated compute",
-    "b": "Exchange",
-    "c": "Compression",
-    "d": "Joining, memory, digest",
+    "b": "Compression",
+    "c": "Joining, memory, digest",
 }
 
 
@@ -38,9 +36,6 @@ class Plan:
     groups: tuple[int, ...] = (2, 3, 4)
     num_params: int = 10_000_000
     epochs: int = 3
-    sizes: tuple[int, ...] = (10_000_000, 50_000_000)
-    exchange_groups: tuple[int, ...] = (2, 3)
-    repeats: int = 5
     compressions: tuple[str, ...] = ("none", "fp16", "int8", "powersgd(8)", "powersgd(16)")
     task: swarm_compression.Task = swarm_compression.Task(updates=300)
     joins: int = 3
@@ -53,9 +48,6 @@ QUICK = Plan(
     groups=(2,),
     num_params=10_000,
     epochs=1,
-    sizes=(300_000,),
-    exchange_groups=(2,),
-    repeats=1,
     compressions=("none", "powersgd(2)"),
     task=swarm_compression.Task(updates=2, batch_size=2, block_size=32, layers=1, width=64, val_blocks=2),
     joins=1,
@@ -66,13 +58,12 @@ QUICK = Plan(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="what training in company costs and saves")
-    parser.add_argument("--parts", default="abcd", help="which parts to run, in the order given; default abcd")
+    parser.add_argument("--parts", default="abc", help="which parts to run, in the order given; default abc")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the figures mean nothing")
     parser.add_argument("--epoch-seconds", help="part a: emulated compute in an epoch, for example 10,30")
     parser.add_argument("--peers", help="part a: sizes of the swarm, for example 2,3,4")
     parser.add_argument("--epochs", type=int, help="part a: epochs that count; one more comes before")
-    parser.add_argument("--repeats", type=int, help="part b: exchanges that count")
-    parser.add_argument("--updates", type=int, help="part c: global updates")
+    parser.add_argument("--updates", type=int, help="part b: global updates")
     options = parser.parse_args()
     if not options.parts or set(options.parts) - set(TITLES):
         parser.error(f"--parts takes letters of {''.join(TITLES)}")
@@ -81,7 +72,7 @@ def main() -> None:
         plan = replace(plan, epoch_seconds=tuple(float(text) for text in options.epoch_seconds.split(",")))
     if options.peers:
         plan = replace(plan, groups=tuple(int(text) for text in options.peers.split(",")))
-    plan = replace(plan, epochs=options.epochs or plan.epochs, repeats=options.repeats or plan.repeats)
+    plan = replace(plan, epochs=options.epochs or plan.epochs)
     plan = replace(plan, task=replace(plan.task, updates=options.updates or plan.task.updates))
     for part in options.parts:
         start = time.monotonic()
@@ -92,9 +83,8 @@ def main() -> None:
 
 PARTS: dict[str, Callable[[Plan], str]] = {
     "a": lambda plan: swarm_efficiency.measure(plan.epoch_seconds, plan.groups, plan.num_params, plan.epochs),
-    "b": lambda plan: swarm_exchange.measure(plan.sizes, plan.exchange_groups, plan.repeats),
-    "c": lambda plan: swarm_compression.measure(plan.compressions, plan.task),
-    "d": lambda plan: swarm_joining.measure(plan.num_params, plan.joins, plan.digest_layers, plan.digest_width),
+    "b": lambda plan: swarm_compression.measure(plan.compressions, plan.task),
+    "c": lambda plan: swarm_joining.measure(plan.num_params, plan.joins, plan.digest_layers, plan.digest_width),
 }
 
 

@@ -1,4 +1,4 @@
-"""The swarm benchmark runs and measures something; what, is for docs/benchmarks.md."""
+"""The swarm's benchmarks run and measure something; what, is for docs/benchmarks.md."""
 
 import os
 import re
@@ -11,11 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_the_swarm_benchmark_measures_all_its_parts():
+def rows_of(*command):
+    """The output of a benchmark, and the cells of its tables' rows."""
     ended = subprocess.run(
-        [sys.executable, "benchmarks/swarm.py", "--quick", "--parts", "abcd"],
+        [sys.executable, *command],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -24,8 +23,29 @@ def test_the_swarm_benchmark_measures_all_its_parts():
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in ended.stdout.splitlines() if "|" in line]
-    found = {row[0]: row[1:] for row in rows if not row[0].startswith("--")}
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("|") and "---" not in line]
+    return ended.stdout, [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_exchange_benchmark_measures_every_way():
+    options = ("--peers", "2", "--millions", "0.3", "--repeats", "1")
+    _, (header, *rows) = rows_of("benchmarks/exchange.py", *options)
+    found = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
+    ways = {"raw TCP, one stream": ["none"], "gloo all-reduce": ["none"], "hivemind's averager": ["none", "fp16"]}
+    ways |= {f"hivetrain, {way}": ["none", "fp16", "int8"] for way in ("libp2p", "plain", "tls")}
+    assert set(found) == {(way, codec) for way, codecs in ways.items() for codec in codecs}
+    for row in found.values():
+        assert float(row["MB/s"].replace(",", "")) > 0
+        assert row["params"] == "0.3M"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_swarm_benchmark_measures_all_its_parts():
+    output, rows = rows_of("benchmarks/swarm.py", "--quick", "--parts", "abc")
+    found = {row[0]: row[1:] for row in rows}
 
     assert float(found["alone"][3]) == 1.0
     for mode in ("exact", "overlapped"):
@@ -33,13 +53,10 @@ def test_the_swarm_benchmark_measures_all_its_parts():
         assert (peers, failed) == ("2", "0")
         assert float(efficiency) > 0.1
 
-    for name in ("raw TCP, one stream", "gloo all-reduce", "hivetrain, none", "hivetrain, fp16", "hivetrain, int8"):
-        assert float(found[name][3].replace(",", "")) > 0, name
-
     assert float(found["none"][1].rstrip("x")) == 1.0
     assert float(found["powersgd(2)"][1].rstrip("x")) > 2
     assert float(found["none"][2]) > 1  # a loss
 
     assert float(found["all of it"][0]) >= float(found["download of the state, check and load"][0]) > 0
     assert float(found["sum"][1]) > float(found["training"][1]) > 0
-    assert re.search(r"hivemind \d", ended.stdout)
+    assert re.search(r"hivemind \d", output)

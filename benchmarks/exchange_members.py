@@ -1,14 +1,11 @@
-"""How fast peers exchange a gradient, beside gloo's all-reduce and a bare TCP stream between the same programs.
+"""One program of the exchange benchmark: sends a random vector by each of the ways, and says how long it took.
 
-Nobody trains here: the programs hold a random vector and average it through :class:`SwarmPeer`, as a peer does at the
-end of each global batch. The time is that of exchange and vote, without matchmaking.
+Nobody trains here. hivetrain's way is that of :class:`SwarmPeer`, as a peer averages at the end of a global batch; the
+time is that of exchange and vote, without matchmaking.
 """
 
 import itertools
 import socket
-import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,62 +13,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from swarm_programs import MB, cpu_seconds, meeting_point, programs, questions, table
+from swarm_programs import MB, cpu_seconds, questions
 
-CODECS = ("none", "fp16", "int8")
-RAW, GLOO = "raw TCP, one stream", "gloo all-reduce"
 ROUND_S = 120.0
 MEET_S = 60.0
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
-
-
-def measure(sizes: list[int], groups: list[int], repeats: int) -> str:
-    """A table of MB/s: fp32 bytes of the vector by the median time of the slowest member."""
-    rows = []
-    for num_peers in groups:
-        rows += _measure_group(num_peers, sizes, repeats)
-    header = ["", "peers", "params", "seconds", "MB/s", "of gloo", "CPU s per peer", "python", "DHT", "p2pd"]
-    return table(header, rows)
-
-
-def _measure_group(num_peers: int, sizes: list[int], repeats: int) -> list[list[str]]:
-    rows, gloo_s = [], dict.fromkeys(sizes, 0.0)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        meeting_point() as addresses,
-        programs(work, num_peers, num_peers, str(Path(folder) / "gloo"), addresses) as peers,
-    ):
-        for kind in (RAW, GLOO, *CODECS):
-            for peer in peers:
-                peer.ask(kind=kind, sizes=sizes, repeats=repeats)
-            answers = [peer.answer(MEET_S + len(sizes) * (repeats + 1) * ROUND_S) for peer in peers]
-            for numel, members in zip(sizes, zip(*answers, strict=True), strict=True):
-                slowest = map(max, zip(*(member["seconds"] for member in members), strict=True))
-                taken_s = statistics.median(slowest)
-                if kind == GLOO:
-                    gloo_s[numel] = taken_s
-                cpu_s = {k: statistics.fmean(m["cpu"][k] for m in members) / repeats for k in members[0]["cpu"]}
-                rows.append(_row(kind, num_peers, numel, taken_s, gloo_s[numel], cpu_s))
-    return sorted(rows, key=lambda row: float(row[2].rstrip("M")))
-
-
-def _row(kind: str, num_peers: int, numel: int, taken_s: float, gloo_s: float, cpu_s: dict[str, float]) -> list[str]:
-    name = f"hivetrain, {kind}" if kind in CODECS else kind
-    print(f"{name}: {num_peers} peers, {numel / 1e6:g}M params, {taken_s:.3f} s", file=sys.stderr)
-    return [
-        name,
-        str(num_peers),
-        f"{numel / 1e6:g}M",
-        f"{taken_s:.3f}",
-        f"{4 * numel / MB / taken_s:,.0f}",
-        f"{gloo_s / taken_s:.2f}" if gloo_s else "",
-        f"{sum(cpu_s.values()):.2f}",
-        *(f"{seconds:.2f}" for seconds in cpu_s.values()),
-    ]
+TRANSPORTS = {"libp2p": "libp2p", "plain": "direct-plain", "tls": "direct"}
 
 
 def work(connection: Connection, rank: int, num_peers: int, store: str, addresses: list[str]) -> None:
-    """One member: answers, for each size, with the seconds of each repetition and its processor seconds in total."""
+    """One member."""
     import torch
     import torch.distributed as gloo
 
@@ -81,12 +32,15 @@ def work(connection: Connection, rank: int, num_peers: int, store: str, addresse
         for asked in questions(connection):
             generator = torch.Generator().manual_seed(rank)
             vectors = [torch.randn(numel, generator=generator) for numel in asked["sizes"]]
-            if asked["kind"] == RAW:
-                answer = [send_raw(vector, rank, asked["repeats"]) for vector in vectors]
-            elif asked["kind"] == GLOO:
-                answer = [repeat(lambda v=vector: gloo.all_reduce(v), asked["repeats"]) for vector in vectors]
+            part, codec, repeats = asked["part"], asked["codec"], asked["repeats"]
+            if part == "raw":
+                answer = [send_raw(vector, rank, repeats) for vector in vectors]
+            elif part == "gloo":
+                answer = [repeat(lambda v=vector: gloo.all_reduce(v), repeats) for vector in vectors]
+            elif part == "hivemind":
+                answer = [average_by_hivemind(codec, vector, addresses, num_peers, repeats) for vector in vectors]
             else:
-                answer = average(asked["kind"], vectors, addresses, num_peers, asked["repeats"])
+                answer = average(codec, vectors, addresses, num_peers, repeats, TRANSPORTS[part])
             connection.send(answer)
     finally:
         gloo.destroy_process_group()
@@ -222,4 +176,46 @@ def joined(
         yield average_once
     finally:
         peer.close()
+        dht.shutdown()
+
+
+def average_by_hivemind(codec: str, vector: Any, addresses: list[str], num_peers: int, repeats: int) -> dict[str, Any]:
+    """hivemind's own averager; its time is taken in its own process, from the group to the end of the all-reduce."""
+    import multiprocessing
+
+    from hivemind.averaging import DecentralizedAverager
+    from hivemind.compression import Float16Compression, NoCompression
+
+    from hivetrain.swarm import start_dht
+
+    class Timed(DecentralizedAverager):
+        seconds = multiprocessing.Value("d", 0.0)
+
+        async def _aggregate_with_group(self, *args: Any, **kwargs: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return await super()._aggregate_with_group(*args, **kwargs)
+            finally:
+                self.seconds.value = time.monotonic() - start
+
+    multiprocessing.set_start_method("fork", force=True)  # hivemind's own; a local class cannot be pickled
+    dht = start_dht(addresses)
+    averager = Timed(
+        [vector], dht, start=True, prefix=f"hivemind{codec}{vector.numel()}", target_group_size=num_peers,
+        min_group_size=num_peers, min_matchmaking_time=5.0, request_timeout=1.0,
+        compression=Float16Compression() if codec == "fp16" else NoCompression(),
+    )  # fmt: skip
+
+    def once() -> float:
+        deadline = time.monotonic() + ROUND_S
+        while time.monotonic() < deadline:
+            found = averager.step(timeout=ROUND_S)
+            if found is not None and len(found) == num_peers:
+                return Timed.seconds.value
+        raise TimeoutError("hivemind found no group")
+
+    try:
+        return repeat(once, repeats)
+    finally:
+        averager.shutdown()
         dht.shutdown()
