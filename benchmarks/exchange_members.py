@@ -5,6 +5,7 @@ time is that of exchange and vote, without matchmaking.
 """
 
 import itertools
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -50,32 +51,38 @@ def repeat(once: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """Times ``once``; what it returns, if anything, counts instead. The first time is a warm-up."""
     import torch.distributed as gloo
 
-    seconds, spent, before_kb = [], {}, 0
+    seconds, spent, used_kb = [], {}, {}
     for number in range(repeats + 1):
         gloo.barrier()
         if number == 1:
-            spent, before_kb = cpu_seconds(), _forget_peak_memory()
+            spent, used_kb = cpu_seconds(), _forget_peak_memory()
         start = time.monotonic()
         told_s = once()
         seconds.append(time.monotonic() - start if told_s is None else told_s)
     cpu = {name: now - spent[name] for name, now in cpu_seconds().items()}
-    return {"seconds": seconds[1:], "cpu": cpu, "memory_mb": (_memory_kb("VmHWM") - before_kb) * 1024 / MB}
+    grown_kb = sum(_memory_kb(pid, "VmHWM") - before_kb for pid, before_kb in used_kb.items())
+    return {"seconds": seconds[1:], "cpu": cpu, "memory_mb": grown_kb * 1024 / MB}
 
 
-def _memory_kb(name: str) -> int:
-    """A figure of this process's memory; 0 where the system does not tell."""
+def _memory_kb(pid: int, name: str) -> int:
+    """A figure of a process's memory; 0 where the system does not tell."""
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1])
     return 0
 
 
-def _forget_peak_memory() -> int:
-    """Begins to look for the peak anew; returns the kilobytes now in use."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _memory_kb("VmRSS")
+def _forget_peak_memory() -> dict[int, int]:
+    """Begins to look for the peak anew; the kilobytes now in use by this process and by each one below it."""
+    import psutil
+
+    used_kb = {}
+    for pid in [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]:
+        with suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+            used_kb[pid] = _memory_kb(pid, "VmRSS")
+    return used_kb
 
 
 def send_raw(vector: Any, rank: int, repeats: int) -> dict[str, Any]:
