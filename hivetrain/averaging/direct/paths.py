@@ -37,6 +37,7 @@ _UNREACHABLE_S = 600.0
 _MAX_NOTICES = 4096
 _MIN_MEASURED_BYTES = 8 * 2**20  # less may all fit into the kernel's buffers
 _LEAST_S = 1e-6
+_INERTIA = 0.75  # of the measured rate, in octaves
 _MAX_BALLOTS = 8  # of one peer at a time
 
 
@@ -62,7 +63,7 @@ class Paths:
         if bucket is not None:  # no faster than that, and so in shorter parts from the first round on
             self.contact = replace(contact, rate=_code_of(bucket.bytes_per_s))
         self._service, self._rounds, self._part_timeout_s = service, rounds, part_timeout_s
-        self._bucket = bucket
+        self._bucket, self._rate = bucket, None if bucket is None else bucket.bytes_per_s
         self._loop = asyncio.get_running_loop()
         self.links = DirectLinks(credentials, run_id, part_timeout_s, self._on_control, bucket)
         self._unreachable: dict[PeerID, tuple[Contact, float]] = {}
@@ -99,9 +100,11 @@ class Paths:
             return
         # Not the sum of the links' rates: who has the line for itself in the end would count as if it had it all along.
         rate = sum(sent for sent, _ in taken) / max(_LEAST_S, *(seconds for _, seconds in taken))
+        # Smoothed: one round on a busy machine must not move slices from a peer to the others and back.
+        self._rate = rate if self._rate is None else self._rate**_INERTIA * rate ** (1 - _INERTIA)
         if self._bucket is not None:
-            rate = min(rate, self._bucket.bytes_per_s)
-        self.contact = replace(self.contact, rate=_code_of(rate))
+            self._rate = min(self._rate, self._bucket.bytes_per_s)
+        self.contact = replace(self.contact, rate=_code_of(self._rate))
 
     async def stop(self) -> None:
         """Closes all links."""
