@@ -18,8 +18,8 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from namespaces import SKIPPED, Host, NotPermitted, bytes_sent, hosts  # noqa: E402
 from exchange_members import MEET_S, ROUND_S, joined  # noqa: E402
+from namespaces import SKIPPED, Host, NotPermitted, bytes_sent, hosts  # noqa: E402
 from swarm_programs import programs, questions, table  # noqa: E402
 
 CODECS = ("none", "fp16", "int8")
