@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PART_ELEMENTS = 2**17
+PART_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Rounds over direct links: what comes out, who is let in, and what stays open."""
 
 import asyncio
+import contextlib
 import socket
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +95,31 @@ def test_both_ends_of_a_link_prove_who_they_are():
         secured = Credentials(client.peer_id, client).dial(sock, server.peer_id, HELLO)
         assert secured._tls.version() == "TLSv1.3"
         assert accepted.result(5) == (client.peer_id, HELLO)
+
+
+def test_a_stream_that_tls_has_closed_is_at_its_end():
+    server, client = identities(2)
+    kept = []
+
+    class Keeps(Credentials):
+        def accept(self, sock):
+            kept.append(super().accept(sock.dup()))
+            return kept[0]
+
+    address, accepted = accept_one(Keeps(server.peer_id, server))
+    with socket.create_connection(address, timeout=3) as sock:
+        dialled = Credentials(client.peer_id, client).dial(sock, server.peer_id, HELLO)
+        accepted.result(5)
+        theirs, room = kept[0][0], memoryview(bytearray(9))
+        theirs.send(b"last", b"words")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            theirs._tls.unwrap()  # says goodbye in TLS, and keeps the socket open
+        theirs._flush()
+        assert dialled.read(9) == b"lastwords"
+        assert dialled.receive_some(room) == 0
+        with pytest.raises(ConnectionResetError):
+            dialled.read(1)
+        theirs.close()
 
 
 def test_a_peer_that_answers_in_another_ones_place_is_refused():

@@ -11,7 +11,7 @@ import time
 
 from hivetrain.averaging.codecs import Data
 
-_READ_BYTES = 2**17
+_READ_BYTES = 2**16
 _WRITE_BYTES = 2**17
 _WAIT_ALL_BYTES = 2**18
 
@@ -119,14 +119,18 @@ class TLSStream(Stream):
         self._flush()
 
     def receive_some(self, room: memoryview) -> int:
+        read, filled, size = self._tls.read, 0, len(room)
         while True:
             try:
-                return self._tls.read(len(room), room)  # type: ignore[return-value]  # with a buffer, a number
+                while filled < size:
+                    count: int = read(size - filled, room[filled:])  # type: ignore[assignment]  # with a buffer
+                    if not count:
+                        return filled
+                    filled += count
+                return filled
             except ssl.SSLWantReadError:
-                if not self._take():
-                    return 0
-            except ssl.SSLZeroReturnError:
-                return 0
+                if filled or not self._take():
+                    return filled
 
     def _take(self) -> int:
         count = self.sock.recv_into(self._room)
