@@ -7,6 +7,8 @@ from hivetrain.averaging.codecs import Data
 from hivetrain.averaging.direct.frames import FrameError, Header, Kind
 from hivetrain.averaging.reduction import ExchangeError, Reduction
 
+_LEAD = 2  # parts that are sent before the first average, where both are due
+
 Receive = Callable[[memoryview], None]
 
 
@@ -37,14 +39,18 @@ class Session:
         """What to send now, and how to get its payload; None if there is nothing for now. For the sending thread."""
         if self.reduction.error is not None:
             return None
-        if self._averages_sent < min(self._own_parts, self.reduction.completed):
-            index = self._averages_sent
-            size = self.reduction.size_of(self.reduction.me, index)
-            return self._header(Kind.AVERAGE, index, size), lambda: self.reduction.average(index)
-        index = self._parts_sent
-        if index < self._their_parts and self.reduction.may_send(self.member, index):
-            size = self.reduction.size_of(self.member, index)
-            return self._header(Kind.PART, index, size), lambda: self.reduction.outgoing(self.member, index)
+        average, part = self._averages_sent, self._parts_sent
+        has_average = average < min(self._own_parts, self.reduction.completed)
+        has_part = part < self._their_parts and self.reduction.may_send(self.member, part)
+        # In step, not averages first: who is behind with its parts would fall further behind, and in the end the other
+        # end's line would stand idle, with nothing to average.
+        is_ahead = part * self._own_parts > (average + _LEAD) * self._their_parts
+        if has_average and (is_ahead or not has_part):
+            size = self.reduction.size_of(self.reduction.me, average)
+            return self._header(Kind.AVERAGE, average, size), lambda: self.reduction.average(average)
+        if has_part:
+            size = self.reduction.size_of(self.member, part)
+            return self._header(Kind.PART, part, size), lambda: self.reduction.outgoing(self.member, part)
         return None
 
     def sent(self, header: Header) -> None:
