@@ -39,7 +39,7 @@ GROUP_NAME_BYTES = 32
 _MAX_SPEED = 16  # times the median, that a measured rate counts for at most
 _EQUAL_RATES = 2  # quarters of a power of two: differences up to 41 % are noise
 _MIN_PART_ELEMENTS = 2**12
-_PART_S = 0.1  # a part should take about so long on its reducer's line
+_PART_S = 0.025  # a part should take about so long on its reducer's line
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Group:
             return [1.0] * len(self.offers)
         median = sorted(rates)[(len(rates) - 1) // 2]
         differences = [(offer.contact.rate if offer.contact else 0) - median for offer in self.offers]
-        speeds = [1.0 if abs(d) <= _EQUAL_RATES else 2.0 ** (d // 4) for d in differences]
+        speeds = [1.0 if abs(d) <= _EQUAL_RATES else 2.0 ** int(d / 4) for d in differences]
         return [min(float(_MAX_SPEED), max(1 / _MAX_SPEED, speed)) for speed in speeds]
 
 

@@ -19,11 +19,16 @@ from hivetrain.averaging.blame import Blame
 from hivetrain.averaging.direct.bucket import TokenBucket
 from hivetrain.averaging.direct.contact import MAX_CONTACT_BYTES, Contact
 from hivetrain.averaging.direct.frames import HEADER_BYTES, MAX_PART_BYTES, FrameError, Header, Kind
-from hivetrain.averaging.layout import PART_ELEMENTS
 from hivetrain.averaging.report import Outcome
 
 VICTIM = 2  # the member that misbehaves towards member 0
-NUMEL = 9 * PART_ELEMENTS
+PART_ELEMENTS = 2**17
+NUMEL = 9 * PART_ELEMENTS  # too little for a measured rate, so that all slices stay equal
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch):
+    monkeypatch.setattr("hivetrain.averaging.layout.PART_ELEMENTS", PART_ELEMENTS)
 
 
 def make_vectors(members, numel=NUMEL):
