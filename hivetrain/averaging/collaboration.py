@@ -196,9 +196,9 @@ class Collaboration:
             self._record(report)
             if average is not None:
                 return self._apply(average, report, step)
-            epoch = self.epoch
-            if not self._in_step() or self.epoch != epoch:
-                return None
+            held = self.epoch, self.held.digest
+            if not self._in_step() or (self.epoch, self.held.digest) != held:
+                return None  # the gradient was that of other params, and is dropped
             in_time = time.monotonic() + self._matchmaking_time_s < deadline
             if self._policy == "retry" and in_time and self.peer.view().is_full(self.epoch, self._target):
                 continue

@@ -191,8 +191,7 @@ class ProgressBoard:
             found = await asyncio.wait_for(self._dht.get(self._key, latest=True, return_future=True), self._ttl)
         except TimeoutError:
             logger.warning("the DHT did not answer within %.0f s; peers' progress is out of date", self._ttl)
-            self._as_of = get_dht_time()
-            return
+            return  # which says nothing of who is alive: a peer that sees nobody is not alone therefore
         self._as_of = began
         value = found.value if isinstance(found, ValueWithExpiration) else None
         if isinstance(value, dict):

@@ -10,21 +10,31 @@ from hivetrain.averaging.collaboration import Collaboration
 from hivetrain.averaging.group import DIGEST_BYTES
 from hivetrain.averaging.progress import Progress, SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
+from hivetrain.averaging.state import params_digest, take_snapshot
 from hivetrain.averaging.watch import Watchers
 
 NO_CAP = 2**53
 
 
 class ScriptedPeer:
-    """Sees one other peer, always at its own epoch, and lets rounds end as told; an average is the gradient itself."""
+    """Sees two other peers, always at its own epoch, and lets rounds end as told; an average is the gradient itself.
+
+    After the first round the others hold the state ``theirs``, if there is one, and wait.
+    """
 
     def __init__(self, *outcomes):
-        self.outcomes, self.brought = list(outcomes), []
+        self.outcomes, self.brought, self.theirs = list(outcomes), [], None
         self.own = Progress("own", b"same")
 
     def view(self):
-        other = Progress("other", b"same", self.own.epoch, digest=self.own.digest)
-        return SwarmView.of([self.own, other], b"same", NO_CAP)
+        digest, differ = self.own.digest, self.theirs is not None and bool(self.brought)
+        if differ:
+            digest = bytes.fromhex(self.theirs.digest)[:DIGEST_BYTES]
+        others = [Progress(name, b"same", self.own.epoch, digest=digest, waiting=differ) for name in ("one", "other")]
+        return SwarmView.of([self.own, *others], b"same", NO_CAP)
+
+    def download(self, module, optimizer):
+        return self.theirs
 
     refresh = view
 
@@ -91,6 +101,16 @@ def test_retry_lets_later_microbatches_join_when_time_is_up():
     assert training.peer.brought == [8, 12, 16]
     assert distance(training.net, training.expected((0, 16))) < 1e-6
     assert (collaboration.epoch, collaboration.samples_contributed, collaboration.samples_dropped) == (1, 16, 0)
+
+
+def test_a_gradient_of_params_that_were_replaced_is_not_tried_again():
+    training = Training("retry", Outcome.INCOMPLETE, Outcome.AVERAGED)
+    other = net(seed=1)
+    training.peer.theirs = take_snapshot(other, adamw(other.parameters()), 0, params_digest(other))
+    collaboration = training.train(2)
+    assert training.peer.brought == [8]
+    assert distance(training.net, other) == 0
+    assert (collaboration.epoch, collaboration.samples_contributed, collaboration.samples_dropped) == (0, 0, 8)
 
 
 def test_skip_gives_the_gradient_up_and_counts_it():

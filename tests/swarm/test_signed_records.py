@@ -52,6 +52,8 @@ def test_a_hotkey_record_is_accepted_from_its_hotkey_only_and_until_its_own_time
         for reader in (bootstrap, node):
             assert asyncio.run(read_records(reader, "run_reveal_3", 10)) == {subkey: (mine, expires)}
         assert asyncio.run(store_record(node, "run_reveal_4", subkey, mine, expires, 10))
+        assert asyncio.run(store_record(node, "run_reveal_4", subkey, mine, expires, 10))  # it is there already
+        assert not asyncio.run(store_record(node, "run_reveal_4", subkey, stolen, expires, 10))
         assert asyncio.run(read_records(node, "run_reveal_5", 10)) == {}
     finally:
         for dht in (node, bootstrap):
