@@ -4,11 +4,12 @@ Nobody trains here. hivetrain's way is that of :class:`SwarmPeer`, as a peer ave
 time is that of exchange and vote, without matchmaking.
 """
 
+import asyncio
 import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,7 @@ from swarm_programs import MB, cpu_seconds, questions
 
 ROUND_S = 120.0
 MEET_S = 60.0
+SETTLE_S = 0.3
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 TRANSPORTS = {"libp2p": "libp2p", "plain": "direct-plain", "tls": "direct"}
 
@@ -53,6 +55,7 @@ def repeat(once: Callable[[], Any], repeats: int) -> dict[str, Any]:
 
     seconds, spent, used_kb = [], {}, {}
     for number in range(repeats + 1):
+        time.sleep(SETTLE_S)  # an exchange comes after a pause, in a training too
         gloo.barrier()
         if number == 1:
             spent, used_kb = cpu_seconds(), _forget_peak_memory()
@@ -121,14 +124,26 @@ def average(
     codec: str, vectors: list[Any], addresses: list[str], num_peers: int, repeats: int, transport: str = "libp2p"
 ) -> list[Any]:
     """Averages each vector with the other programs, through the peer's own code."""
-    with joined(codec, addresses, num_peers, transport) as average_once:
+    with joined(codec, addresses, num_peers, transport, before_exchange=settle) as average_once:
         return [repeat(lambda v=vector: average_once(v).exchange_s, repeats) for vector in vectors]
+
+
+async def settle() -> None:
+    """Lets the DHT's processes end what matchmaking has left to them, and all members begin together, as gloo's do."""
+    import torch.distributed as gloo
+
+    await asyncio.sleep(SETTLE_S)
+    await asyncio.to_thread(gloo.barrier)
+
+
+async def at_once() -> None:
+    """Does not wait."""
 
 
 @contextmanager
 def joined(
     codec: str, addresses: list[str], num_peers: int, transport: str, hosts: tuple[str, ...] = LOOPBACK,
-    max_upload_mbit_s: float | None = None,
+    max_upload_mbit_s: float | None = None, before_exchange: Callable[[], Coroutine[Any, Any, None]] = at_once,
 ) -> Iterator[Callable[[Any], Any]]:  # fmt: skip
     """A peer that has met the others; yields what averages a vector with all of them and returns the report.
 
@@ -137,6 +152,7 @@ def joined(
         transport: the way that all pairs must take.
         hosts: multiaddrs to listen on and to be dialled at.
         max_upload_mbit_s: as the option of that name.
+        before_exchange: awaited between matchmaking and exchange.
     """
     import torch
     from hivemind.dht.crypto import RSASignatureValidator
@@ -175,6 +191,13 @@ def joined(
 
     try:
         peer.open(lambda: False)
+        run_round = peer._averager._run_round
+
+        async def run_later(*args: Any) -> Any:
+            await before_exchange()
+            return await run_round(*args)
+
+        peer._averager._run_round = run_later
         peer.announce(0, 1, 1.0, "00" * 32, waiting=True)
         deadline = time.monotonic() + MEET_S
         while len(peer.refresh().peers) < num_peers:
@@ -199,6 +222,7 @@ def average_by_hivemind(codec: str, vector: Any, addresses: list[str], num_peers
         seconds = multiprocessing.Value("d", 0.0)
 
         async def _aggregate_with_group(self, *args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(SETTLE_S)
             start = time.monotonic()
             try:
                 return await super()._aggregate_with_group(*args, **kwargs)
