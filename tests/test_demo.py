@@ -121,6 +121,7 @@ def test_the_free_rider_ends_with_nothing_and_the_validators_agree(tmp_path):
     assert not processes_below(out)
 
 
+@pytest.mark.slow  # eight programs on two cores; tests/swarm/test_audited_fit.py has each cheat with two
 @pytest.mark.timeout(600)
 def test_every_kind_of_cheat_is_found_in_real_processes(tmp_path):
     out = tmp_path / "out"
