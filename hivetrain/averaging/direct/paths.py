@@ -161,7 +161,7 @@ class Paths:
                 link = link or await task
         finally:
             dialling.cancel()
-        if link is None:
+        if link is None and not self._is_required:  # else there is nothing to spare by not trying again
             self._unreachable[peer_id] = theirs, time.monotonic() + _UNREACHABLE_S
             logger.info("no direct link to %s; using libp2p", str(peer_id)[-8:])
         return link
