@@ -278,3 +278,22 @@ def test_a_peer_that_requires_direct_links_fails_the_round_without_one():
     result = asyncio.run(run())
     assert result.verdict.outcome is Outcome.INCOMPLETE
     assert "cannot be reached directly" in result.verdict.reason
+
+
+def test_a_peer_that_requires_direct_links_dials_again_in_the_next_round(monkeypatch):
+    vectors = make_vectors(2, 1000)
+
+    async def run():
+        async with Nodes(2, transport="direct", part_timeout_s=1.0) as nodes:
+            for node in nodes.nodes:
+                monkeypatch.setattr(node.paths.links, "dial", nobody_answers)
+            first = await nodes.average(vectors)
+            monkeypatch.undo()
+            return first, await nodes.average(vectors)
+
+    async def nobody_answers(*_):
+        return None
+
+    first, second = asyncio.run(run())
+    assert {result.verdict.outcome for result in first} == {Outcome.INCOMPLETE}
+    assert {result.verdict.outcome for result in second} == {Outcome.AVERAGED}
