@@ -6,7 +6,7 @@ each leaf is replayed once and many chains' draws share it.
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from attacks_miners import Submission
@@ -24,8 +24,11 @@ from hivetrain.contribution.record import (
 from hivetrain.contribution.replay import Replayed, Replayer
 from hivetrain.data.errors import DataError
 from hivetrain.scoring import Judged, tempo_scores, update_averages, weights
+from hivetrain.sqlite_file import IN_MEMORY
 from hivetrain.validator.config import ReplayOptions, ScoringOptions
-from hivetrain.validator.intake import Admission, Sighting, check_positions, match
+from hivetrain.validator.intake import Admission, Sighting, match
+from hivetrain.validator.sales import Sales
+from hivetrain.validator.schema import Database
 from hivetrain.validator.state import OpenRecord, Round
 
 
@@ -72,7 +75,9 @@ class Validator:
         most_samples = ScoringOptions().most_targets * economy.target_batch_size
         slots, most_rows = swarm.data.assignment.n_slots, ReplayOptions().most_rows
         self._admission = Admission(economy.run_id, economy.rules, slots, most_samples, most_rows)
-        self._used_until: dict[str, Position] = {}
+        self._database = Database(IN_MEMORY)
+        self._database.open()
+        self._sales = Sales(self._database)
         self._audited: dict[tuple[str, tuple[int, ...]], Verdict] = {}
         self.audits = 0
 
@@ -98,11 +103,10 @@ class Validator:
             seen.commitment, submission.sealed, miner.slot, seen.beacon, seen.due, False, None, None, False, False
         )
         ended = Round(swarm.epoch, swarm.digest, (member,))
-        used_until = self._used_until.get(miner.address)
-        objection = match(waiting, ended) or check_positions(record, used_until, None, None)
-        if objection is None:
-            last = record.last
-            self._used_until[miner.address] = replace(last, block=last.block + record.batch_size - 1)
+        with self._database.transaction():
+            objection = match(waiting, ended) or self._sales.objection(record)
+            if objection is None:
+                self._sales.add(record)
         samples = min(record.samples, int(ended.weight_of(miner.peer_id)))
         return Admitted(submission, record, None if objection is None else objection.verdict, samples)
 
