@@ -27,17 +27,20 @@ def test_a_saboteur_is_named_left_out_and_let_in_again(swarm, kind):
 
 
 def assert_left_out_for_a_while(saboteur, result):
-    """The update after the last sabotaged round was made without the saboteur, the last of all with it."""
-    last = max(at for at, report in enumerate(result["rounds"]) if report["outcome"] == "incomplete")
+    """Updates after the first sabotaged round were made without the saboteur, the first and last of all with it.
+
+    Not each update after a failure: who has not seen the fault itself blames nobody, and may lead the next group.
+    """
+    first = min(at for at, report in enumerate(result["rounds"]) if report["outcome"] == "incomplete")
     updates = [{member["peer_id"] for member in report["members"]} for report in committed(result)]
-    after = [report for report in result["rounds"][last:] if report["outcome"] == "averaged"]
+    after = [report for report in result["rounds"][first:] if report["outcome"] == "averaged"]
     assert saboteur in updates[0]
-    assert saboteur not in {member["peer_id"] for member in after[0]["members"]}
+    assert any(saboteur not in {member["peer_id"] for member in report["members"]} for report in after)
     assert saboteur in updates[-1]
 
 
 def assert_named(saboteur, results):
-    """The reports of the honest peers name the saboteur, each of them, and blame nobody else."""
+    """The reports of the honest peers blame the saboteur and nobody else, and name it where they do."""
     failed = [report for result in results for report in result["rounds"] if report["outcome"] == "incomplete"]
     assert {peer_id for report in failed for peer_id in report["blamed"]} == {saboteur}, failed
-    assert all(saboteur[-8:] in report["reason"] for report in failed), failed
+    assert [report["reason"] for report in failed if report["blamed"] and saboteur[-8:] not in report["reason"]] == []

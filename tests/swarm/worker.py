@@ -16,13 +16,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
+from hivetrain.averaging import layout
 from hivetrain.averaging.codecs import CODECS, Float32
 from hivetrain.averaging.exchange import Exchange
 from hivetrain.averaging.group import Matchmaker
-from hivetrain.averaging.layout import PART_ELEMENTS
 from hivetrain.averaging.peer import SwarmPeer
 from hivetrain.averaging.reduction import Reduction
 from hivetrain.strategies import HivemindStrategy
+
+layout.PART_ELEMENTS = PART_ELEMENTS = 2**17  # several parts also of what is small enough for a test
 
 DEFAULTS = {
     "out": "",  # JSON file for the result
