@@ -141,7 +141,9 @@ def test_every_kind_of_cheat_is_found_in_real_processes(tmp_path):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_demo_within_ten_seconds_and_leaves_no_process(tmp_path, signum, status):
     out = tmp_path / "out"
     process = start_demo(out, 1000)

@@ -110,7 +110,7 @@ def place(tmp_path):
     return Place(tmp_path)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_it_in_time_with_all_its_processes_and_it_starts_again_at_once(place, signum) -> None:
     dht = start_dht([])
     program = [sys.executable, str(ROOT / "validators" / "validator.py"), *place.arguments, *SMALL]
