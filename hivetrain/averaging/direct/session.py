@@ -80,7 +80,7 @@ class Session:
                 raise FrameError(f"sent average {index} after {reduction.averaged[self.member]}")
             self._check_length(header, self.member)
             place = reduction.room_for(self.member, index)
-            room = memoryview(bytearray(header.length)) if place is None else place  # hashed when the next one comes
+            room = self._room(header.length) if place is None else place
             receive(room)
             reduction.store(self.member, index, room, in_place=place is not None)
         self._check_done()
