@@ -8,7 +8,7 @@ was slow once loses a few updates, whether an update takes a second or an hour.
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-FIRST_ROUNDS = 2
+_FIRST_ROUNDS = 2
 _MAX_FAULTS = 6
 _ATONING = 10  # rounds together that make up for one fault
 
@@ -34,7 +34,7 @@ class Blame:
         """A round failed by this peer's fault."""
         record = self._records.setdefault(peer_id, _Record())
         record.faults, record.good_rounds = min(_MAX_FAULTS, record.faults + 1), 0
-        record.out_until = self._round + FIRST_ROUNDS * 2 ** (record.faults - 1)
+        record.out_until = self._round + _FIRST_ROUNDS * 2 ** (record.faults - 1)
 
     def atone(self, peer_ids: Iterable[str]) -> None:
         """A round with these peers succeeded."""

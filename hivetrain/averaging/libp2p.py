@@ -17,11 +17,9 @@ from hivetrain.averaging.direct.bucket import TokenBucket
 from hivetrain.averaging.exchange import Exchange
 from hivetrain.averaging.group import GROUP_NAME_BYTES, Group, Matchmaker
 from hivetrain.averaging.reduction import ExchangeError
-from hivetrain.averaging.round import RoundTable
+from hivetrain.averaging.round import RoundTable, excuse_for
 from hivetrain.averaging.transfer import NETWORK_ERRORS
 from hivetrain.averaging.transport import Channel
-
-_EXCUSE_BYTES = 2  # as of a failed member's ballot
 
 
 class RoundService(ServicerBase):
@@ -89,9 +87,8 @@ class RoundService(ServicerBase):
                     code=averaging_pb2.AVERAGED_PART, tensor_part=runtime_pb2.Tensor(buffer=average)
                 )
         except ExchangeError as error:
-            excuse = error.culprits[0].to_bytes(_EXCUSE_BYTES) if error.culprits else b""
             yield averaging_pb2.AveragingData(
-                code=averaging_pb2.CANCELLED, tensor_part=runtime_pb2.Tensor(buffer=excuse)
+                code=averaging_pb2.CANCELLED, tensor_part=runtime_pb2.Tensor(buffer=excuse_for(error.culprits))
             )
 
     async def rpc_decline(
@@ -154,16 +151,11 @@ class RoundService(ServicerBase):
         return bytes(answer.tensor_part.buffer)
 
     def _given_up(self, group_name: bytes, peer_id: PeerID, excuse: bytes) -> ExchangeError:
-        """What it means here that a groupmate has given up: it may say because of whom, as a failed ballot does."""
-        text, found = f"{str(peer_id)[-8:]} has given up", self._rounds.get(group_name, peer_id)
-        if found is None or len(excuse) != _EXCUSE_BYTES:
-            return ExchangeError(text)
-        (round_, member), accused = found, int.from_bytes(excuse)
-        if accused >= len(round_.group.peer_ids):
-            return ExchangeError(text)
-        # Whoever accuses this peer has a fault between the two to show for it: that is seen at first hand.
-        culprits = [member] if accused == round_.me else []
-        return ExchangeError(f"{text} because of member {accused}", culprits, [accused])
+        found = self._rounds.get(group_name, peer_id)
+        if found is None:
+            return ExchangeError(f"{str(peer_id)[-8:]} has given up")
+        round_, member = found
+        return round_.given_up(member, excuse)
 
     async def _pace(self, data: bytes) -> None:
         if self._bucket is not None:

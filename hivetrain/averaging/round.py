@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = b""
 BALLOT_BYTES = 32
-_EXCUSE_BYTES = 2  # a failed member's ballot: empty, or the index of the member at fault
+_EXCUSE_BYTES = 2
 _FAILED_FOR_OTHERS = bytes(BALLOT_BYTES)
 _EARLY_S = 10.0  # how long a groupmate's message may be ahead of the group's own arrival here
 _MAX_EARLY = 256
@@ -81,8 +81,8 @@ class Round:
         finally:
             if average is None:
                 self.exchange.fail(ExchangeError(reason or "given up", culprits))
-        self._excuse = culprits[0].to_bytes(_EXCUSE_BYTES) if culprits else FAILED
-        ballot = FAILED if average is None else await asyncio.to_thread(self._digest)
+        self._excuse = excuse_for(culprits)
+        ballot = FAILED if average is None else self._digest()
         self._cast(self.me, ballot)
         outcome, why = await self._vote(ballot, channels)
         traffic = self.exchange.traffic
@@ -119,19 +119,21 @@ class Round:
             hidden.to_bytes(2) + (self._ballots[hidden].result() or _FAILED_FOR_OTHERS) for hidden in known
         )
 
+    def given_up(self, member: int, excuse: bytes) -> ExchangeError:
+        """What it means here that a member has given up, with its excuse: see :func:`excuse_for`."""
+        text, accused = f"member {member} has given up", int.from_bytes(excuse)
+        if len(excuse) != _EXCUSE_BYTES or accused >= len(self.group.peer_ids):
+            return ExchangeError(text)
+        # Whoever accuses this member has a fault between the two to show for it: that is seen at first hand.
+        culprits = [member] if accused == self.me else []
+        return ExchangeError(f"{text} because of member {accused}", culprits, [accused])
+
     def _cast(self, member: int, ballot: bytes) -> None:
-        because, accused = "", []
-        if len(ballot) == _EXCUSE_BYTES and int.from_bytes(ballot) < len(self.group.peer_ids):
-            accused = [int.from_bytes(ballot)]
-            because = f" because of member {accused[0]}"
-        if len(ballot) != BALLOT_BYTES:
-            ballot = FAILED
+        has_failed = len(ballot) != BALLOT_BYTES
         if not self._ballots[member].done():
-            self._ballots[member].set_result(ballot)
-        if ballot == FAILED and member != self.me:
-            # Whoever accuses this member has a fault between the two to show for it: that is seen at first hand.
-            culprits = [member] if accused == [self.me] else []
-            self.exchange.fail(ExchangeError(f"member {member} has given up{because}", culprits, accused))
+            self._ballots[member].set_result(FAILED if has_failed else ballot)
+        if has_failed and member != self.me:
+            self.exchange.fail(self.given_up(member, ballot))
 
     async def _vote(self, ballot: bytes, channels: Mapping[int, Channel]) -> tuple[Outcome, str]:
         others = [member for member in range(len(self.group.peer_ids)) if member != self.me]
@@ -184,6 +186,11 @@ class Round:
             return self._names([int(index) for index in match[1].split(", ")])
 
         return re.sub(r"member(?:\(s\))? (\d+(?:, \d+)*)", names, text)
+
+
+def excuse_for(culprits: Sequence[int]) -> bytes:
+    """A failed member's ballot: the index of the member at fault, or nothing."""
+    return culprits[0].to_bytes(_EXCUSE_BYTES) if culprits else FAILED
 
 
 class RoundTable:

@@ -91,7 +91,7 @@ class StagedExchange:
             yield average
 
     def digests(self) -> list[bytes]:
-        """One of each stage's averages, as they travelled; waits for the hashing of the last."""
+        """One of each stage's averages, as they travelled."""
         return [exchange.reduction.digest() for exchange in self._opened()]
 
     def laggards(self) -> list[int]:
