@@ -46,6 +46,19 @@ def orderly_end() -> Iterator[list[int]]:
                 signal.signal(signum, handler)
 
 
+def exit_status(end: SystemExit | KeyboardInterrupt, received: list[int]) -> int:
+    """What a program that ended so inside :func:`orderly_end` reports; ``received`` is what that yielded.
+
+    Raises:
+        KeyboardInterrupt: it was one, and came by no signal.
+    """
+    if received:
+        return 128 + received[0]
+    if isinstance(end, KeyboardInterrupt):
+        raise end
+    return end.code if isinstance(end.code, int) else 0
+
+
 def _end_in_time(reader: socket.socket) -> None:
     """Wait for a signal's number on the socket; if the process still lives ENDING_S later, end it and its children."""
     while number := reader.recv(1):

@@ -23,7 +23,7 @@ from hivetrain.callbacks import (
     SwarmStatus,
 )
 from hivetrain.config_errors import describe
-from hivetrain.ending import orderly_end
+from hivetrain.ending import exit_status, orderly_end
 from hivetrain.errors import UserError
 
 DEFAULTS = {"model": "hivetrain.model.CausalLM", "data": "hivetrain.data.RefinedWebDataModule"}
@@ -146,11 +146,7 @@ def run(command: str, arguments: Sequence[str]) -> int:
         except MisconfigurationException as error:
             raise _user_error(error) from error
         except (SystemExit, KeyboardInterrupt) as end:
-            if received:
-                return 128 + received[0]
-            if isinstance(end, KeyboardInterrupt):
-                raise
-            return end.code if isinstance(end.code, int) else 0
+            return exit_status(end, received)
     return 0
 
 

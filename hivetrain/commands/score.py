@@ -54,17 +54,13 @@ def run(args: argparse.Namespace) -> int:
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(_PAGE.format(program="hivetrain score"))
         return 0
-    from hivetrain.ending import orderly_end
+    from hivetrain.ending import exit_status, orderly_end
 
     with orderly_end() as received:
         try:
             _score(parse(["--help" if argument == "--help_all" else argument for argument in arguments]))
         except (SystemExit, KeyboardInterrupt) as end:
-            if received:
-                return 128 + received[0]
-            if isinstance(end, KeyboardInterrupt):
-                raise
-            return end.code if isinstance(end.code, int) else 0
+            return exit_status(end, received)
     return 0
 
 
