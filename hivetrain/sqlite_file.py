@@ -103,16 +103,8 @@ class SqliteFile:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All of what is written inside is kept, or nothing; other threads wait."""
-        with self._mutex:
-            connection = self._opened
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
+        with self._mutex, all_or_nothing(self._opened, "BEGIN IMMEDIATE") as connection:
+            yield connection
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query."""
@@ -161,3 +153,16 @@ class SqliteFile:
 def _header(connection: sqlite3.Connection) -> tuple[int, int]:
     """Application id and version."""
     return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+
+
+@contextmanager
+def all_or_nothing(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3.Connection]:
+    """A transaction that the statement ``begin`` opens: committed at the end of the block, undone by an exception."""
+    connection.execute(begin)
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise

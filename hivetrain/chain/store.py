@@ -9,10 +9,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from hivetrain.chain.base import Code, Deadline, LedgerError
+from hivetrain.sqlite_file import all_or_nothing
 
 VERSION = 1
 _APPLICATION_ID = 0x68697665
@@ -62,14 +63,8 @@ class Store:
             with _translated(self.path):
                 connection = self._open()
                 connection.execute(f"PRAGMA busy_timeout = {int(1000 * deadline.check('opening the ledger')) + 1}")
-                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-                try:
+                with all_or_nothing(connection, "BEGIN IMMEDIATE" if write else "BEGIN"):
                     yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    with suppress(sqlite3.Error):
-                        connection.execute("ROLLBACK")
-                    raise
         finally:
             self._lock.release()
 
