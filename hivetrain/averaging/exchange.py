@@ -30,6 +30,7 @@ Talk = Callable[["Exchange", int], Coroutine[Any, Any, None]]
 # A reducer waits for others before it answers; so that it can name them first, it gets more time than they do.
 PATIENCE = 1.5
 _LAG = 0.05  # of the part timeout: a wait that is more than chance
+_BRAKE = 0.5  # of the time so far
 
 
 @dataclass
@@ -111,6 +112,16 @@ class Exchange:
             return []
         late = reduction.missing(reduction.completed)
         return late if len(late) < len(self.weights) - 1 or len(late) == 1 else []
+
+    def brakes(self) -> list[int]:
+        """Members for whom alone the own slice has waited most of the time so far."""
+        reduction, now = self.reduction, time.monotonic()
+        waited_s = list(reduction.waited_s)
+        if (alone := reduction.last_one()) is not None:
+            member, since = alone
+            waited_s[member] += now - since
+        least_s = max(_LAG * self.part_timeout_s, _BRAKE * (now - reduction.begun_at))
+        return [member for member, seconds in enumerate(waited_s) if seconds >= least_s]
 
     async def serve(self, member: int, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Takes a member's parts of the own slice and yields the averages in the same order."""

@@ -26,7 +26,7 @@ class ExchangeError(Exception):
 
     Attributes:
         culprits: members whose fault this member has seen itself.
-        accused: members whose fault others say that it is.
+        accused: members whose fault it may be: others say so, or they gave up themselves.
     """
 
     def __init__(self, message: str, culprits: Sequence[int] = (), accused: Sequence[int] = ()) -> None:
@@ -51,6 +51,7 @@ class _Part:
     stop: int
     missing: set[int]
     waiting_takers: int
+    last_since: float = 0.0  # when all but one had sent it
     is_untouched: bool = True
     held: dict[int, torch.Tensor] = field(default_factory=dict)
     average: Data | None = None
@@ -87,7 +88,8 @@ class Reduction:
         self.received = [0] * len(weights)  # parts of the own slice, by sender
         self.averaged = [0] * len(weights)  # averages, by their reducer
         self.completed = 0  # averages of the own slice
-        self.completed_at = time.monotonic()
+        self.begun_at = self.completed_at = time.monotonic()
+        self.waited_s = [0.0] * len(weights)  # for each member alone, with parts of the own slice
         self.error: ExchangeError | None = None
         self.traffic = Traffic()
         self._lock = threading.Lock()
@@ -159,8 +161,11 @@ class Reduction:
             part.is_untouched = False
             part.missing.discard(member)
             self.received[member] = index + 1
+            if len(part.missing) == 1:
+                part.last_since = time.monotonic()
             if part.missing:
                 return
+            self.waited_s[member] += time.monotonic() - max(part.last_since, self.completed_at)
             if self._rule.needs_all:
                 self._rule.reduce({**part.held, self.me: own}, self._shares, total)
                 part.held.clear()
@@ -191,6 +196,17 @@ class Reduction:
     def missing(self, index: int) -> list[int]:
         """Members that have not sent a part of the own slice."""
         return sorted(self._parts[index].missing)
+
+    def last_one(self) -> tuple[int, float] | None:
+        """The only member that the own slice is waiting for, and since when."""
+        index = self.completed
+        if index == len(self._parts):
+            return None
+        part = self._parts[index]
+        with part.lock:
+            if len(part.missing) != 1:
+                return None
+            return next(iter(part.missing)), max(part.last_since, self.completed_at)
 
     def average(self, index: int) -> Data:
         """The encoded average of a completed part of the own slice, for one member."""

@@ -71,9 +71,8 @@ class Round:
         try:
             average = await asyncio.wait_for(self.exchange.run(channels), timeout_s)
         except ExchangeError as error:
-            # An accusation counts if this member is waiting for the accused too.
-            confirmed = set(error.accused) & set(self.exchange.laggards())
-            reason, culprits = self._name_members(str(error)), error.culprits or tuple(sorted(confirmed))
+            reason = self._name_members(str(error))
+            culprits = error.culprits or self.exchange.bears_out(error.accused)
         except TimeoutError:
             culprits = tuple(self.exchange.laggards())
             waited_for = f", waiting for {self._names(culprits)}" if culprits else ""
@@ -123,10 +122,11 @@ class Round:
         """What it means here that a member has given up, with its excuse: see :func:`excuse_for`."""
         text, accused = f"member {member} has given up", int.from_bytes(excuse)
         if len(excuse) != _EXCUSE_BYTES or accused >= len(self.group.peer_ids):
-            return ExchangeError(text)
+            return ExchangeError(text, accused=[member])
         # Whoever accuses this member has a fault between the two to show for it: that is seen at first hand.
         culprits = [member] if accused == self.me else []
-        return ExchangeError(f"{text} because of member {accused}", culprits, [accused])
+        # Nor is it above suspicion itself: a member at fault may be the first to give up.
+        return ExchangeError(f"{text} because of member {accused}", culprits, [accused, member])
 
     def _cast(self, member: int, ballot: bytes) -> None:
         has_failed = len(ballot) != BALLOT_BYTES

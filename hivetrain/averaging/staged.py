@@ -1,7 +1,7 @@
 """The exchanges of one round, one after the other: a compressor may need the average of one for the next."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -97,6 +97,13 @@ class StagedExchange:
     def laggards(self) -> list[int]:
         """Members for whom the stage under way waits."""
         return self._opened()[-1].laggards() if self._opened() else []
+
+    def bears_out(self, suspects: Iterable[int]) -> tuple[int, ...]:
+        """Those of the suspects whose fault shows here too: the stage waits for them, or did most of the time."""
+        if not self._opened():
+            return ()
+        stage = self._opened()[-1]
+        return tuple(sorted(set(suspects) & {*stage.laggards(), *stage.brakes()}))
 
     def fail(self, error: ExchangeError) -> None:
         """Ends all stages, here and for every member that waits for an answer of this one."""
