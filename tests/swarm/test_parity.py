@@ -81,7 +81,7 @@ def test_clipping_applies_to_the_averaged_gradient(make_optimizer):
 # Several processes
 
 
-@over_both(["num_peers", "overlap"], [(2, False), (3, False), (2, True)])
+@over_both(["num_peers", "overlap"], [(2, False), (3, False), (2, True)], quick=[(3, False)])
 def test_peers_match_one_process_at_the_joint_batch_size(num_peers, overlap, transport, bootstrap, tmp_path):
     peers = run_peers(num_peers, overlap, transport, bootstrap, tmp_path)
     updates = []
