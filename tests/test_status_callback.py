@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 
@@ -6,7 +7,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from toy_data import CountingData
 
-from hivetrain.callbacks import StopAtSwarmEpoch, SwarmStatus
+from hivetrain.callbacks import EnergyUse, StopAtSwarmEpoch, SwarmStatus
+from hivetrain.callbacks.energy import Counter
 from hivetrain.errors import UserError
 from hivetrain.model import CausalLM
 from hivetrain.monitor.reader import RunReader
@@ -17,10 +19,9 @@ CONFIG = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 16}
 
 
 class Hotkeyed(Callback):
-    """Looks like what publishes contributions and measures energy."""
+    """Looks like what publishes contributions."""
 
     uid = 4
-    total_joules = 77.0
 
     class wallet:  # noqa: N801
         @staticmethod
@@ -91,9 +92,22 @@ def test_a_miner_tells_what_it_did(dht):
     assert [(note.epoch, note.outcome, note.number) for note in found.rounds] == [(n, "alone", n) for n in range(4)]
     assert found.heldout_epoch == 4
     assert 0 < found.heldout_loss < 5
-    assert (found.device, found.hotkey, found.energy_j) == ("cpu", Hotkeyed.wallet.address(), 77.0)
+    assert (found.device, found.hotkey) == ("cpu", Hotkeyed.wallet.address())
     assert began < found.at < time.time()
     assert has_ended("status", 0)
+
+
+def test_the_energy_that_the_machines_counters_tell_is_in_the_record(dht, monkeypatch):
+    pytest.importorskip("zeus")
+    read_j = itertools.count(1000.0, 7.0)
+    counters = [Counter("cpu", lambda: next(read_j)), Counter("gpu", lambda: 5.0)]
+    monkeypatch.setattr("hivetrain.callbacks.energy.find_counters", lambda device: (counters, []))
+    reader, energy = RunReader(dht, "told"), EnergyUse(every_s=60)
+    reader.open()
+    fit(dht, SwarmStatus(), energy, epochs=1)
+    (found,) = reader.read().statuses.values()
+    reader.close()
+    assert found.energy_j in range(7, int(energy.energy_j), 7)
 
 
 def test_what_is_not_known_is_none(dht):

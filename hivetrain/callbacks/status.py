@@ -209,8 +209,9 @@ def _hotkey(trainer: Trainer) -> str | None:
 
 
 def _energy(trainer: Trainer) -> float | None:
+    """Joules of a callback that measures them as ``EnergyUse`` does, known by its face too."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        joules = getattr(callback, "total_joules", None)
+        joules = getattr(callback, "energy_j", None)
         if joules is not None:
             return float(joules)
     return None
