@@ -39,7 +39,7 @@ _NAMES = {
     logging.CRITICAL: "CRITICAL",
 }
 # What would end a line, or speak to the terminal that shows it: peers choose parts of what is logged.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(r"(://)[^/\s@]+@")
 _SECRETS = re.compile(
     r"""((?:secret[_-]?(?:seed|phrase|key)|private[_-]?key|mnemonic|passw(?:or)?d|passphrase|api[_-]?key|authorization)
@@ -107,7 +107,13 @@ def tell_user(program: str, error: Exception) -> None:
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         logger.error("%s: %s", program, error)
     else:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {one_line(str(error))}", file=sys.stderr)
+
+
+def one_line(text: str, max_chars: int = MAX_CHARS) -> str:
+    """The text as it may be shown on a terminal: control characters escaped, its middle left out where it is long."""
+    shown = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), _without_secrets(text))
+    return _cut(shown, max_chars)
 
 
 class TextFormatter(logging.Formatter):
@@ -115,9 +121,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
-        lines = [f"{moment} {_level(record)} {record.name}: {_one_line(record.getMessage())}"]
+        lines = [f"{moment} {_level(record)} {record.name}: {one_line(record.getMessage())}"]
         if record.exc_info and record.exc_info[0] is not None:
-            lines += [f"    {_one_line(line)}" for line in _traceback(record).splitlines()]
+            lines += [f"    {one_line(line)}" for line in _traceback(record).splitlines()]
         return "\n".join(lines)
 
 
@@ -182,12 +188,10 @@ def _traceback(record: logging.LogRecord) -> str:
     return "".join(traceback.format_exception(*record.exc_info))
 
 
-def _one_line(text: str) -> str:
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), _without_secrets(text))
-
-
 def _without_secrets(text: str) -> str:
     """The text with what looks like a secret struck out, and not longer than a log line should be."""
-    if len(text) > MAX_CHARS:
-        text = f"{text[: MAX_CHARS // 2]} [...] {text[-MAX_CHARS // 2 :]}"
-    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", _cut(text, MAX_CHARS)))
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else f"{text[: max_chars // 2]} [...] {text[-max_chars // 2 :]}"

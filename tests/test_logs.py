@@ -267,3 +267,17 @@ def test_a_users_mistake_is_an_event_where_events_are_json(capsys):
     log_to("text")
     logs.tell_user("hivetrain fit", UserError("no peers"))
     assert capsys.readouterr().err == "hivetrain fit: error: no peers\n"
+
+
+def test_a_users_mistake_that_quotes_a_peer_cannot_reach_the_terminal(capsys):
+    log_to("text")
+    logs.tell_user("hivetrain fit", UserError("model is \x1b[2J\nhivetrain: all is well\u202e there"))
+    assert capsys.readouterr().err == (
+        "hivetrain fit: error: model is \\x1b[2J\\nhivetrain: all is well\\u202e there\n"
+    )
+
+
+def test_text_for_a_line_is_cut_after_it_was_escaped():
+    assert logs.one_line("d\u00e9j\u00e0 vu", 40) == "d\u00e9j\u00e0 vu"
+    assert len(logs.one_line("\x1b" * 1000, 40)) < 50
+    assert logs.one_line("\ud800").isascii()  # which could not be printed at all
