@@ -10,6 +10,7 @@ from typing import Any
 from hivetrain.doctor.plan import Plan, get
 from hivetrain.doctor.report import Finding, fail, ok, skipped, warn
 from hivetrain.errors import UserError
+from hivetrain.keys import Wallet
 
 CHAIN_TIMEOUT_S = 8.0
 UNIT_TIMEOUT_S = 10.0
@@ -20,7 +21,7 @@ def check_keys(plan: Plan) -> Finding:
     if plan.chain is None:
         return skipped("no chain is configured")
     wallet = plan.wallet
-    advice = f"hivetrain keys new --wallet {wallet.name} --hotkey {wallet.hotkey}"
+    advice = f"hivetrain keys new {_options(wallet)}"
     if not wallet.hotkey_file.exists():
         return fail(f"there is no key file {wallet.hotkey_file}", advice)
     address = wallet.load().address
@@ -49,11 +50,7 @@ def check_chain(plan: Plan) -> Finding:
     told = f"{plan.chain} is at block {view.block}, tempo {view.tempo}, {len(view.neurons)} neurons"
     neuron = view.neuron(address) if address else None
     if neuron is None:
-        wallet = plan.wallet
-        advice = (
-            f"hivetrain chain register --chain {plan.chain} --wallet {wallet.name} --hotkey {wallet.hotkey} "
-            f"--wallet-path {wallet.path}"
-        )
+        advice = f"hivetrain chain register --chain {plan.chain} {_options(plan.wallet)}"
         return fail(f"{told}; hotkey {address or plan.wallet.hotkey_file} is not registered", advice)
     told = f"{told}; this hotkey is uid {neuron.uid}, stake {neuron.stake:g}"
     if plan.is_validator and not neuron.permit:
@@ -75,6 +72,10 @@ def check_data(plan: Plan) -> Finding:
     if slots is not None and slots > manifest.n_train_units:
         return fail(f"{manifest.n_train_units} units for {slots} slots", "lower data.n_slots, or take a larger corpus")
     return ok(f"{manifest.n_train_units} units to train on; the first holds {len(documents)} documents")
+
+
+def _options(wallet: Wallet) -> str:
+    return f"--wallet {wallet.name} --hotkey {wallet.hotkey} --wallet-path {wallet.path}"
 
 
 def _corpus(data: dict[str, Any]) -> Any:
