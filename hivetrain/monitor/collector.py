@@ -1,13 +1,16 @@
 """Follows a run in the background: reads the DHT and the chain, keeps the history, publishes the picture.
 
 Surprising fact: a chain that hangs delays nothing else, because it is read in a thread of its own; what it said last
-stays on the page with the reason why there is nothing newer.
+stays on the page with the reason why there is nothing newer. A history that cannot be written (the disk is full) hides
+nothing of the present, and gets later what it lacks.
 """
 
 import logging
 import math
+import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -20,7 +23,7 @@ from hivetrain.contribution.scoreboard import Scoreboard
 from hivetrain.metrics import DashboardMetrics
 from hivetrain.monitor.aggregate import EpochLine
 from hivetrain.monitor.feed import Feed
-from hivetrain.monitor.history import KEPT_NOTES, History, Tick
+from hivetrain.monitor.history import KEPT_NOTES, MAX_EVENTS, History, Tick
 from hivetrain.monitor.reader import RunReader
 from hivetrain.monitor.roster import Event, Member, Roster
 from hivetrain.monitor.status import EpochNote, RoundNote, Status
@@ -77,6 +80,8 @@ class Collector:
         self._told: dict[str, Status] = {}
         self._proven_epoch = -1
         self._ticked_at = self._kept_at = self._boards_at = self._pruned_at = float("-inf")
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)  # not in the history yet
+        self._ticks: deque[Tick] = deque(maxlen=MAX_EVENTS)
         self._error = ""
         self._error_since = 0.0
 
@@ -96,28 +101,35 @@ class Collector:
             if thread.is_alive():
                 thread.join(timeout_s)
         if not any(thread.is_alive() for thread in self._threads):
-            self._keep_members(float("inf"))
+            self._kept_at = float("-inf")
+            try:
+                self._write(self._clock())
+            except sqlite3.Error as error:
+                logger.warning("the history cannot be written: %s", error)
 
     def step(self) -> None:
         """Reads once, and publishes what came of it."""
         now = self._clock()
         events: list[Event] = []
         lines: list[EpochLine] = []
+        ticks: list[Tick] = []
+        faults: list[str] = []
         try:
             with self._metrics.reading("dht"):
                 reading = self._reader.read()
                 if not reading.alive and not self._peers_known():
                     raise TimeoutError("our DHT node knows no other node any more: restart the dashboard")
             events = self._roster.update(reading)
+            ticks = self._tick(now, events)
             self._learn()
-            lines = self._note(now)
-            self._error = ""
         except TimeoutError as error:
-            self._fail(str(error) or "the DHT does not answer", now)
-        self._history.add_events(events)
-        ticks = self._tick(now, events)
+            faults.append(str(error) or "the DHT does not answer")
+        try:
+            lines = self._write(now)
+        except sqlite3.Error as error:
+            faults.append(f"the history cannot be written: {error}")
+        self._say("; ".join(faults), now)
         self._publish(events, lines, ticks)
-        self._keep_members(float("inf") if events else now)
 
     def read_chain(self) -> None:
         """Reads the chain once and waits for its next block."""
@@ -187,24 +199,42 @@ class Collector:
             measured = status.heldout_loss
             if measured is not None and math.isfinite(measured) and status.heldout_epoch <= view.epoch:
                 heldout.append((peer, status.heldout_epoch, measured))
+        lines = self._history.add_notes(now, notes, rounds, heldout) if notes or rounds or heldout else []
         self._told = told
-        return self._history.add_notes(now, notes, rounds, heldout) if notes or rounds or heldout else []
+        return lines
 
     def _tick(self, now: float, events: list[Event]) -> list[Tick]:
+        """What the history lacks after a reading; returns the moment if it is one of those that are kept."""
+        self._events += events
+        if events:
+            self._kept_at = float("-inf")
         joined = sum(event.kind in ("joined", "returned") for event in events)
         gone = sum(event.kind in ("left", "lost") for event in events)
-        if self._error or (now - self._ticked_at < _TICK_S and not joined and not gone):
+        if now - self._ticked_at < _TICK_S and not joined and not gone:
             return []
         live = self._roster.live
         speed = sum(member.status.tokens_per_s for member in live if member.status is not None)
         tick = Tick(now, len(live), speed, joined, gone)
-        self._history.add_tick(tick)
-        self._metrics.stored(self._history.size_bytes)
+        self._ticks.append(tick)
         self._ticked_at = now
-        if now - self._pruned_at > _DAY_S / 4:
-            self._pruned_at = now
-            self._history.prune_ticks(now - _DAY_S, 300.0)
         return [tick]
+
+    def _write(self, now: float) -> list[EpochLine]:
+        """Gives the history what it lacks; returns the epochs' lines that changed. What fails is tried the next time."""
+        if self._events:
+            self._history.add_events(self._events)
+            self._events.clear()
+        while self._ticks:
+            self._history.add_tick(self._ticks[0])
+            self._ticks.popleft()
+        if now - self._pruned_at > _DAY_S / 4:
+            self._history.prune_ticks(now - _DAY_S, 300.0)
+            self._pruned_at = now
+        if now - self._kept_at >= _KEEP_S:
+            self._history.keep_members(self._roster.members)
+            self._kept_at = now
+        self._metrics.stored(self._history.size_bytes)
+        return self._note(now)
 
     def _publish(self, events: list[Event], lines: list[EpochLine], ticks: list[Tick]) -> None:
         members: list[Member] = self._roster.members
@@ -232,16 +262,11 @@ class Collector:
         }
         self._feed.publish(parts, miner_rows(members, view, chain, self._proven), additions)
 
-    def _keep_members(self, now: float) -> None:
-        if now - self._kept_at >= _KEEP_S:
-            self._kept_at = self._clock()
-            self._history.keep_members(self._roster.members)
-
-    def _fail(self, reason: str, now: float) -> None:
-        if not self._error:
+    def _say(self, fault: str, now: float) -> None:
+        if fault and not self._error:
             self._error_since = now
-            logger.warning("the run cannot be read: %s", reason)
-        self._error = reason
+            logger.warning("the dashboard is not up to date: %s", fault)
+        self._error = fault
 
 
 def _is_near(epoch: int, current: int) -> bool:

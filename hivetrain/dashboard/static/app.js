@@ -156,7 +156,7 @@ function card(id, title, value, show, note) {
 
 function showAlerts(run, swarm, chain) {
   const texts = [];
-  if (run.error) texts.push(`The run cannot be read since ${format.clock(run.error_since)}: ${run.error}`);
+  if (run.error) texts.push(`Since ${format.clock(run.error_since)}: ${run.error}`);
   if (chain && chain.error) texts.push(`The chain does not answer: ${chain.error}`);
   if (swarm.diverged) texts.push(`${swarm.diverged} peers report a loss that is not a number.`);
   const host = byId("alerts");
