@@ -30,7 +30,7 @@ class Claim:
         loss: what it tells whoever asks for its loss; None if that cannot be read.
         change: what it changes in the record before it signs.
         garbage: bytes that it publishes instead of a record.
-        blocks_late: how long after the commitment the record is seen.
+        blocks_late: how long after the others' commitments the record is seen.
         reveals: whether it answers when it is drawn.
     """
 
@@ -50,6 +50,7 @@ class Submission:
     Attributes:
         miner: who.
         sealed: the record; b"" for none.
+        block: at which the others of the round commit.
         seen_block: block at which validators first saw it.
         offered: samples that it told the group.
         claim: what is behind it.
@@ -58,6 +59,7 @@ class Submission:
 
     miner: "Miner"
     sealed: bytes
+    block: int
     seen_block: int
     offered: int
     claim: Claim
@@ -109,7 +111,7 @@ class Miner:
         for done in claim.microbatches:
             log.add(done.position, done.consumed, swarm.economy.batch_size, done.loss, done.sketch)
         if claim.garbage or not log.microbatches:
-            return Submission(self, claim.garbage, block + 1, swarm.economy.samples, claim, log)
+            return Submission(self, claim.garbage, block, block + 1, swarm.economy.samples, claim, log)
         record = log.contribution(
             run_id=swarm.economy.run_id, hotkey=self.address, peer_id=self.peer_id, swarm_epoch=swarm.epoch,
             params_digest=swarm.digest, rules=swarm.economy.rules, block=block, precision="32-true",
@@ -117,7 +119,7 @@ class Miner:
         record = claim.change(record) if claim.change else record
         sealed = seal(record, self.hotkey, EXPIRES)
         self.first_sealed = self.first_sealed or sealed
-        return Submission(self, sealed, block + claim.blocks_late, record.samples, claim, log)
+        return Submission(self, sealed, block, block + claim.blocks_late, record.samples, claim, log)
 
     def own_work(self, swarm: Swarm, microbatches: int | None = None) -> list[Microbatch]:
         """This round's microbatches of the own slot, computed honestly."""

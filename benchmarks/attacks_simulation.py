@@ -67,6 +67,7 @@ def attacks(economy: Economy) -> list[Attack]:
         Attack("sign flip", does.flipped),
         Attack("no reveal", does.no_reveal),
         Attack("late commit", does.late),
+        Attack("early commit, beacon awaited", does.early),
         Attack("unknown precision", does.unknown_precision),
         Attack("sybil split: one machine, 3 hotkeys", does.split, hotkeys=3, bound=1 + BOUND),
         Attack("colluding false reporters (51 %), each", does.false_reporter, hotkeys=majority, machines=majority),

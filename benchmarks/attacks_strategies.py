@@ -13,7 +13,7 @@ from attacks_miners import EXPIRES, Claim, Miner, mean_gradient, mean_loss, usua
 from attacks_swarm import START, Microbatch, Position, Swarm
 
 from hivetrain.contribution.envelope import seal_envelope
-from hivetrain.contribution.record import MAX_RECORD_BYTES, Contribution
+from hivetrain.contribution.record import MAX_RECORD_BYTES, Contribution, work_key
 from hivetrain.contribution.sketch import sketch_bytes, sketch_vector
 from hivetrain.validator.config import ScoringOptions
 
@@ -115,7 +115,8 @@ def billionfold_claim(miner: Miner, swarm: Swarm) -> Claim:
     zeros = [0, 0, 0, 0]
     body = [swarm.economy.rules.fingerprint, 0, zeros, zeros, samples // 2, 2, samples, samples, bytes(1024), bytes(32)]
     payload = msgpack.packb([*head, *body, "32-true"])
-    signed = seal_envelope("contribution", payload, miner.hotkey, EXPIRES, {"contribution": MAX_RECORD_BYTES})
+    key = work_key(swarm.economy.run_id, swarm.epoch)
+    signed = seal_envelope("contribution", key, payload, miner.hotkey, EXPIRES, {"contribution": MAX_RECORD_BYTES})
     return Claim(done, mean_gradient(done), mean_loss(done), garbage=signed)
 
 
@@ -168,6 +169,14 @@ def no_reveal(miner: Miner, swarm: Swarm) -> Claim:
 def late(miner: Miner, swarm: Swarm) -> Claim:
     """Computes nothing until the beacon is known; the record then says that it was made before."""
     return replace(free_rider(miner, swarm), blocks_late=swarm.economy.rules.beacon_lag + 1)
+
+
+def early(miner: Miner, swarm: Swarm) -> Claim:
+    """Computes nothing, commits when the others begin to work, and offers what it sees its beacon spare."""
+    lag = swarm.economy.rules.beacon_lag
+    return replace(
+        free_rider(miner, swarm), blocks_late=-lag, change=lambda record: replace(record, block=record.block - lag - 1)
+    )
 
 
 def split(miner: Miner, swarm: Swarm, hotkeys: int = 3) -> Claim:

@@ -51,7 +51,7 @@ class Economy:
     layers: int = 2
     width: int = 48
     learning_rate: float = 3e-3
-    blocks_per_round: int = 20
+    blocks_per_round: int = 40
     seed: int = 0
     rules: AuditRules = field(default_factory=AuditRules)
     run_id: str = "attacks"

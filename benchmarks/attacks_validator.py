@@ -100,11 +100,22 @@ class Validator:
         weight = float(min(submission.offered, swarm.economy.max_samples))
         member = miner.peer_id, submission.offered, weight, commitment(submission.sealed)
         waiting = OpenRecord(
-            seen.commitment, submission.sealed, miner.slot, seen.beacon, seen.due, False, None, None, False, False
+            seen.commitment,
+            submission.sealed,
+            miner.slot,
+            seen.beacon,
+            seen.due,
+            seen.seen,
+            False,
+            None,
+            None,
+            False,
+            False,
         )
         ended = Round(swarm.epoch, swarm.digest, (member,))
         with self._database.transaction():
-            objection = match(waiting, ended) or self._sales.objection(record)
+            objection = match(waiting, ended, submission.block, swarm.economy.rules)
+            objection = objection or self._sales.objection(record)
             if objection is None:
                 self._sales.add(record)
         samples = min(record.samples, int(ended.weight_of(miner.peer_id)))

@@ -77,6 +77,7 @@ def test_each_attack_meets_the_check_that_was_made_for_it(chosen, findings):
     expected = {
         does.no_reveal: Verdict.MISSING,
         does.late: Verdict.LATE,
+        does.early: Verdict.EARLY,
         does.malformed: Verdict.INVALID,
         does.huge: Verdict.INVALID,
         does.billionfold_claim: Verdict.INVALID,

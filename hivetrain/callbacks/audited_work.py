@@ -15,7 +15,6 @@ from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.watch import RoundWatcher
 from hivetrain.callbacks.beacon_clock import BeaconClock
 from hivetrain.callbacks.work_counts import WorkCounts
-from hivetrain.contribution.beacon import beacon_block
 from hivetrain.contribution.leaves import WorkLog
 from hivetrain.contribution.record import (
     Contribution,
@@ -165,7 +164,7 @@ class AuditedWork(RoundWatcher):
             raise TimeoutError("the chain's block is not known, so the record would come too late")
         if self._published is not None:
             earlier, bound = self._published
-            if earlier.samples == samples and beacon_block(earlier, self.rules) > block:
+            if (earlier.samples, earlier.block) == (samples, block):
                 return bound
         made = self.contribution(swarm_epoch, params_digest, block)
         sealed = self.publish(work_key(made.run_id, swarm_epoch), made)

@@ -90,6 +90,7 @@ class ContributionPublisher(Callback):
         self._clock.start(view.block)
         lifetime_s = min(max(3 * self._reveal_s(), _MIN_LIFETIME_S), _MAX_LIFETIME_S)
         strategy: Any = trainer.strategy
+        self._check_beacon(strategy.averaging_timeout)
         self._work = self.work_class(
             strategy,
             trainer.datamodule,  # type: ignore[attr-defined]
@@ -144,6 +145,15 @@ class ContributionPublisher(Callback):
     def _reveal_s(self) -> float:
         """Seconds from a commitment to the last moment at which it may be revealed."""
         return (self.rules.beacon_lag + self.rules.reveal_blocks) * self._block_time_s
+
+    def _check_beacon(self, averaging_timeout_s: float) -> None:
+        blind_s = self.rules.blind_blocks * self._block_time_s
+        if 0 < blind_s < averaging_timeout_s:
+            logger.warning(
+                "a beacon may be known %.0f s after a commitment, within an exchange of up to %.0f s: peers could "
+                "leave when they are drawn; raise rules.beacon_lag or lower averaging_timeout, on all peers",
+                blind_s, averaging_timeout_s,
+            )  # fmt: skip
 
     def _look(self, chain: Chain) -> Snapshot:
         deadline = time.monotonic() + self.chain_timeout_s

@@ -28,6 +28,7 @@ class Verdict(StrEnum):
     MISSING = "missing"
     NOT_DRAWN = "not drawn"
     LATE = "late"
+    EARLY = "early"
     INVALID = "invalid"
     UNJUDGED = "unjudged"
     NOT_EXCHANGED = "not exchanged"

@@ -21,13 +21,14 @@ class AuditRules:
     Args:
         probability: share of contributions that are audited.
         leaves: microbatches that an audit looks at.
-        beacon_lag: blocks between the commitment and the block whose hash draws the audits.
+        beacon_lag: blocks between the commitment and the block whose hash draws the audits. The members of a round may
+            commit half as many blocks apart; the other half should last longer than an exchange.
         reveal_blocks: blocks after that one in which a drawn miner may still reveal.
     """
 
     probability: float = 0.25
     leaves: int = 2
-    beacon_lag: int = 3
+    beacon_lag: int = 30
     reveal_blocks: int = 10
 
     def __post_init__(self) -> None:
@@ -37,6 +38,16 @@ class AuditRules:
             raise ValueError(f"leaves must lie between 1 and {MAX_LEAVES}, got {self.leaves}: a reveal holds no more")
         if not 1 <= self.beacon_lag < 2**16 or not 1 <= self.reveal_blocks < 2**16:
             raise ValueError("beacon_lag and reveal_blocks must lie between 1 and 65535 blocks")
+
+    @property
+    def spread(self) -> int:
+        """Blocks by which a member may have committed before the last one of its round."""
+        return self.beacon_lag // 2
+
+    @property
+    def blind_blocks(self) -> int:
+        """Blocks for which nobody in a round can know a beacon, from the last commitment on."""
+        return self.beacon_lag - self.spread
 
     @property
     def threshold(self) -> int:

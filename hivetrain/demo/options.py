@@ -35,7 +35,7 @@ class Options:
     @property
     def rules(self) -> AuditRules:
         """Of blocks of one second each, on a machine that does everything at once."""
-        return AuditRules(self.audit_probability, beacon_lag=8, reveal_blocks=12)
+        return AuditRules(self.audit_probability, beacon_lag=12, reveal_blocks=12)
 
     @property
     def miner_names(self) -> list[str]:

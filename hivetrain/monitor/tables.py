@@ -18,7 +18,7 @@ from hivetrain.contribution.scoreboard import MinerScore, Scoreboard
 from hivetrain.monitor.roster import Member, Presence
 
 MAX_MATRIX = 256  # miners in the weight matrix, and validators
-_UNPAID = {"failed", "missing", "late", "invalid", "not exchanged"}
+_UNPAID = {"failed", "missing", "late", "early", "invalid", "not exchanged"}
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,11 @@ class HivemindStrategy(SingleDeviceStrategy):
         return peer.view().samples(self.swarm_epoch) if peer else 0
 
     @property
+    def averaging_timeout(self) -> float:
+        """Seconds after which a round is given up."""
+        return self._options.averaging_timeout_s
+
+    @property
     def visible_maddrs(self) -> list[str]:
         """Addresses at which others can join through this peer."""
         return list(self._membership.maddrs)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hivetrain.errors import UserError
 
-_UNPAID = ("not exchanged", "late", "invalid", "unjudged")
+_UNPAID = ("not exchanged", "late", "early", "invalid", "unjudged")
 
 
 def explain(connection: sqlite3.Connection, hotkey: str) -> dict[str, Any]:

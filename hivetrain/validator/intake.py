@@ -4,7 +4,7 @@ Surprising fact: a validator that was away may not call a record late. It was aw
 record's block that would have found it; then it takes what it finds after the beacon too, and says so in a note.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hivetrain.contribution.audit import TOLERANCES, Audit, Verdict
@@ -14,6 +14,7 @@ from hivetrain.contribution.rules import AuditRules
 from hivetrain.validator.state import OpenRecord, Round, Seen
 
 AWAY = "Seen after its beacon: this validator was away before. "
+_MOST_AHEAD = 2  # blocks that a miner may see before this validator does
 AWAY_REVEAL = "Revealed leaves seen after they were due: this validator was away before. "
 
 # (swarm_epoch, from_block) -> whether a poll of ours since then would have found a record
@@ -97,13 +98,34 @@ class Admission:
             return f"Its microbatches have {work.batch_size} blocks, at most {self.most_rows} are replayed."
         if work.samples > self.most_samples:
             return f"It claims {work.samples} samples, one contribution has at most {self.most_samples}."
-        if work.block > sighting.block + self.rules.beacon_lag:
+        if not is_plausible(work.block, sighting.block):
             return f"It names block {work.block}, which does not exist."
         return None
 
 
-def match(record: OpenRecord, ended: Round) -> Audit | None:
-    """Why the round that ended the record's epoch does not pay it; None if the record is among its members."""
+def is_plausible(block: int, seen: int) -> bool:
+    """Whether a record seen in one block can have been made in another."""
+    return block <= seen + _MOST_AHEAD
+
+
+def last_commit(commits: Iterable[tuple[int, int]]) -> int | None:
+    """Block of a round's last commitment; None if no record of its members is known.
+
+    Args:
+        commits: of each member, the block that its record names and the one in which it was seen.
+    """
+    return max((block for block, seen in commits if is_plausible(block, seen)), default=None)
+
+
+def match(record: OpenRecord, ended: Round, last: int | None, rules: AuditRules) -> Audit | None:
+    """Why the round that ended the record's epoch does not pay it; None if the record is among its members.
+
+    Args:
+        record: seen before its beacon.
+        ended: the round.
+        last: block of the round's last commitment.
+        rules: of the run's audits.
+    """
     if ended.members is None:
         return Audit(Verdict.UNJUDGED, f"This validator could not follow swarm epoch {ended.epoch}.")
     work = record.contribution
@@ -111,6 +133,10 @@ def match(record: OpenRecord, ended: Round) -> Audit | None:
         return Audit(Verdict.NOT_EXCHANGED, "No committed round has it among its members.")
     if work.params_digest != ended.digest:
         return Audit(Verdict.INVALID, f"It is of other params, {work.params_digest[:16]}, than the round's.")
+    # Who commits long before the others may see its beacon, and choose, while they still work. It is told from who was
+    # overtaken by a false block number by having been seen early.
+    if last is not None and work.block < last - rules.spread and record.seen < last - _MOST_AHEAD:
+        return Audit(Verdict.EARLY, f"It commits in block {work.block}, another member of its round in block {last}.")
     return None
 
 

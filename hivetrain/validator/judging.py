@@ -17,7 +17,7 @@ from hivetrain.contribution.beacon import draw
 from hivetrain.contribution.rules import AuditRules
 from hivetrain.data.errors import DataError
 from hivetrain.validator.auditor import Auditor
-from hivetrain.validator.intake import match, without_reveal
+from hivetrain.validator.intake import last_commit, match, without_reveal
 from hivetrain.validator.run import FollowedRun
 from hivetrain.validator.state import OpenRecord, State
 from hivetrain.validator.watch import ValidatorWatcher
@@ -58,13 +58,17 @@ class Judge:
 
     def match(self) -> None:
         """Looks for each record among the members of the round that ended its epoch."""
+        last: dict[int, int | None] = {}
         for record in self._state.open_records("NOT exchanged"):
             work = record.contribution
             ended = self._state.round(work.swarm_epoch)
             if ended is None:
                 continue
+            if ended.epoch not in last:
+                last[ended.epoch] = last_commit(self._state.commits(ended))
             with self._state.transaction():
-                objection = match(record, ended) or self._state.sales.objection(work)
+                objection = match(record, ended, last[ended.epoch], self._rules)
+                objection = objection or self._state.sales.objection(work)
                 if objection is None:
                     self._state.set_exchanged(record, ended.weight_of(work.peer_id))
                 else:
@@ -133,9 +137,11 @@ class Judge:
     def _audit(self, record: OpenRecord, final: bool) -> Audit | None:
         """The verdict, or None to try again later."""
         work = record.contribution
-        params: Mapping[str, torch.Tensor] | None = self._run.params(work.swarm_epoch) if record.drawn else {}
-        if params is None:
-            reason = f"The params of swarm epoch {work.swarm_epoch} are not kept: raise run.keep_epochs."
+        none: tuple[str, Mapping[str, torch.Tensor]] = ("", {})
+        digest, params = (self._run.params(work.swarm_epoch) or none) if record.drawn else (work.params_digest, {})
+        if digest != work.params_digest:
+            why = "others now: the run has gone back" if digest else "not kept: raise run.keep_epochs"
+            reason = f"The params of swarm epoch {work.swarm_epoch} are {why}."
             logger.warning("%s: unjudged: %s", work.hotkey, reason)
             return Audit(Verdict.UNJUDGED, reason)
         began = self._clock()

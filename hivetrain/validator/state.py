@@ -29,6 +29,7 @@ class OpenRecord:
         slot: the hotkey's uid when it was seen.
         beacon: block whose hash draws.
         due: last block for its reveal.
+        seen: block in which it was first seen.
         exchanged: whether a committed round has it.
         drawn: leaves; None while the beacon is not known.
         reveal: sealed, if one was seen in time.
@@ -41,6 +42,7 @@ class OpenRecord:
     slot: int
     beacon: int
     due: int
+    seen: int
     exchanged: bool
     drawn: tuple[int, ...] | None
     reveal: bytes | None
@@ -118,6 +120,11 @@ class State:
 
     # Polls
 
+    def last_poll(self) -> int | None:
+        """The chain's block before the latest poll."""
+        row = self.database.one("SELECT began FROM polls ORDER BY id DESC LIMIT 1")
+        return None if row is None else int(row[0])
+
     def last_epoch_read(self) -> int | None:
         """The last swarm epoch that the latest poll looked for."""
         row = self.database.one("SELECT last_epoch FROM polls ORDER BY id DESC LIMIT 1")
@@ -185,6 +192,12 @@ class State:
         row = self.database.one("SELECT sealed FROM records WHERE commitment = ? AND peer_id != ''", commitment)
         return None if row is None or row[0] is None else open_contribution(row[0])
 
+    def commits(self, ended: Round) -> list[tuple[int, int]]:
+        """Of each member whose record was seen: the block that it names, and the one in which it was seen."""
+        query = "SELECT sealed, seen FROM records WHERE commitment = ? AND sealed IS NOT NULL"
+        rows = [self.database.one(query, bound) for _, _, _, bound in ended.members or ()]
+        return [(open_contribution(row["sealed"]).block, row["seen"]) for row in rows if row is not None]
+
     # Records
 
     def knows(self, commitment: bytes) -> bool:
@@ -209,7 +222,8 @@ class State:
         )
         return [
             OpenRecord(
-                row["commitment"], row["sealed"], row["slot"], row["beacon"], row["due"], bool(row["exchanged"]),
+                row["commitment"], row["sealed"], row["slot"], row["beacon"], row["due"], row["seen"],
+                bool(row["exchanged"]),
                 None if row["drawn"] is None else tuple(json.loads(row["drawn"])), row["reveal"],
                 bool(row["looked_in"]), bool(row["looked_after"]),
             )
