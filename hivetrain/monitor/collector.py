@@ -220,7 +220,7 @@ class Collector:
         return [tick]
 
     def _write(self, now: float) -> list[EpochLine]:
-        """Gives the history what it lacks; returns the epochs' lines that changed. What fails is tried the next time."""
+        """Gives the history what it lacks; returns the epochs' lines that changed. What fails is tried again."""
         if self._events:
             self._history.add_events(self._events)
             self._events.clear()
@@ -249,6 +249,7 @@ class Collector:
                 "error": self._error,
                 "error_since": self._error_since if self._error else None,
                 "refused": self._roster.refused,
+                "left_out": self._roster.left_out,
             },
             "swarm": swarm_table(view, self._roster.live, self._settings),
             "chain": chain_table(chain),

@@ -14,7 +14,7 @@ from hivetrain.monitor.reader import Reading
 from hivetrain.monitor.status import Status
 
 MAX_MEMBERS = 6000  # with those that are gone; a flood of made-up peers ends here
-KEPT_S = 24 * 3600.0  # how long somebody who is gone stays in the table
+KEPT_S = 24 * 3600.0  # how long somebody who is gone stays in the table at most
 _MAX_TOLD = 50  # events of one kind that a single reading may add
 
 
@@ -67,13 +67,17 @@ class Roster:
     Args:
         known: members of an earlier time; those that were live then are missed if they do not show up.
         wait_s: how long they have for it.
+
+    Attributes:
+        refused: records of the last reading that are none, or under somebody else's name.
+        left_out: live peers of the last reading for whom there was no room.
     """
 
     def __init__(self, known: Iterable[Member] = (), wait_s: float = 10.0) -> None:
         self._members = {member.peer_id: member for member in known}
         self._wait_s = wait_s
         self._is_first = True
-        self.refused = 0
+        self.refused = self.left_out = 0
 
     @property
     def members(self) -> list[Member]:
@@ -88,9 +92,10 @@ class Roster:
     def update(self, reading: Reading) -> list[Event]:
         """Takes a reading in; returns who came and who went."""
         events: list[Event] = []
-        self.refused = reading.refused
+        self.refused, self.left_out = reading.refused, 0
         if self._is_first:
             self._wait_for_the_known(reading.at)
+        self._make_room(reading)
         for owner, sighting in reading.alive.items():
             self._see(owner, sighting.progress, sighting.expires, reading, events)
         for member in self.live:
@@ -113,13 +118,22 @@ class Roster:
         for member in self.live:
             self._members[member.peer_id] = replace(member, expires=at + self._wait_s)
 
+    def _make_room(self, reading: Reading) -> None:
+        """Drops those who have been gone for longest where newcomers need their places; nobody who is live."""
+        here = {sighting.progress.peer_id for sighting in reading.alive.values()}
+        excess = len(here.union(self._members)) - MAX_MEMBERS
+        if excess > 0:
+            gone = [m for m in self.members if m.presence is not Presence.LIVE and m.peer_id not in here]
+            for member in sorted(gone, key=lambda m: m.last_seen)[:excess]:
+                del self._members[member.peer_id]
+
     def _see(self, owner: bytes, progress: Progress, expires: float, reading: Reading, events: list[Event]) -> None:
         known = self._members.get(progress.peer_id)
         if known is not None and known.owner not in (b"", owner) and known.presence is Presence.LIVE:
             self.refused += 1  # somebody else's name
             return
         if known is None and len(self._members) >= MAX_MEMBERS:
-            self.refused += 1
+            self.left_out += 1
             return
         status = reading.statuses.get(owner, known.status if known is not None else None)
         first_seen = known.first_seen if known is not None else reading.at

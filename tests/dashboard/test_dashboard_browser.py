@@ -123,7 +123,7 @@ def test_a_lost_connection_is_shown_and_mended(browser, scene):
         page.wait_for_function("() => document.querySelector('#card-epoch .value').textContent === '25'")
 
 
-def test_errors_of_the_run_and_the_chain_are_shown_as_alerts(browser, url, scene):
+def test_errors_of_the_run_and_the_chain_are_shown_as_alerts(browser, url, scene, monkeypatch):
     with opened(browser, url) as (page, _):
         loaded(page)
         scene.reader.fault = "the DHT does not answer"
@@ -133,6 +133,11 @@ def test_errors_of_the_run_and_the_chain_are_shown_as_alerts(browser, url, scene
         scene.reader.fault = None
         scene.step()
         page.wait_for_selector("#alerts p", state="detached")
+        monkeypatch.setattr("hivetrain.monitor.roster.MAX_MEMBERS", 3)
+        scene.reader.peers[9] = {}
+        scene.step()
+        page.wait_for_selector("#alerts p")
+        assert page.inner_text("#alerts") == "Live peers that are not shown for want of room: 1."
 
 
 def test_text_from_hostile_peers_stays_text(browser, scene):

@@ -157,6 +157,7 @@ function card(id, title, value, show, note) {
 function showAlerts(run, swarm, chain) {
   const texts = [];
   if (run.error) texts.push(`Since ${format.clock(run.error_since)}: ${run.error}`);
+  if (run.left_out) texts.push(`Live peers that are not shown for want of room: ${run.left_out}.`);
   if (chain && chain.error) texts.push(`The chain does not answer: ${chain.error}`);
   if (swarm.diverged) texts.push(`${swarm.diverged} peers report a loss that is not a number.`);
   const host = byId("alerts");
