@@ -5,11 +5,14 @@ epoch has already moved the counter when it ends.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +20,8 @@ from torch import Tensor
 
 from hivetrain.callbacks.swarm_view import swarm_epoch, swarm_of
 from hivetrain.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class MinerReport(Callback):
@@ -27,7 +32,8 @@ class MinerReport(Callback):
     miner's microbatches, null if it had none), ``samples``, ``tokens`` (both of this miner alone), ``peers`` and, of
     the last averaging round, ``group_size``, ``exchange_s``, ``matchmaking_s`` and ``outcome``. ``end`` adds
     ``samples``, ``tokens``, ``params_digest``, ``heldout_loss`` and ``peer_id``. What there is not (no swarm, no
-    validation data) is null. A run that fails or is interrupted has no ``end``.
+    validation data) is null. A run that fails or is interrupted has no ``end``. A line that cannot be written, such as
+    to a full disk, is missing as a whole; the first one is logged, and the training goes on.
 
     Args:
         path: The file; one of an earlier run is replaced.
@@ -38,7 +44,8 @@ class MinerReport(Callback):
         self.path = Path(path)
         self.val_batches = val_batches
         self._clock = clock
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
+        self._lost = False
         self._losses: list[Tensor] = []
         self._epoch: int | None = None
         self._samples = self._tokens = self._all_samples = self._all_tokens = 0
@@ -50,7 +57,7 @@ class MinerReport(Callback):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w")
+            self._file = self.path.open("wb", buffering=0)
         except OSError as error:
             raise UserError(f"cannot write the report {self.path}: {error.strerror}") from error
         self._began = self._clock()
@@ -128,8 +135,29 @@ class MinerReport(Callback):
     def _write(self, event: str, epoch: int, **values: Any) -> None:
         assert self._file is not None
         record = {"event": event, "swarm_epoch": epoch, "wall_s": round(self._clock() - self._began, 3), **values}
-        self._file.write(json.dumps(record) + "\n")  # NaN stays NaN: a loss that diverged is to be seen
-        self._file.flush()
+        line = json.dumps(record) + "\n"  # NaN stays NaN: a loss that diverged is to be seen
+        try:
+            _append(self._file, line.encode())
+        except OSError as error:
+            if not self._lost:
+                said = "the report %s lacks %r of swarm epoch %d and what else cannot be written: %s. Training goes on"
+                logger.warning(said, self.path, event, epoch, error.strerror)
+            self._lost = True
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """Add the whole line or nothing: readers of the file parse every line that has an end."""
+    begin = file.tell() if file.seekable() else None  # a pipe is not
+    rest = line
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        if begin is not None:
+            file.seek(begin)
+            with suppress(OSError):
+                file.truncate()
+        raise
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """Tokens of units on disk, so that a second pass does not tokenize again.
 
 One SQLite file for any number of data sets and processes. The surprising fact: it stores the joined tokens, not the
-blocks, so runs of different block sizes share it.
+blocks, so runs of different block sizes share it. Without room on the disk it keeps what it has and ends nothing.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -20,6 +21,9 @@ from hivetrain.data.packing import Tokens
 
 logger = logging.getLogger(__name__)
 
+# What SQLite calls a quota or a limit on file sizes is a failed write; the last one is its index of the journal.
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+_NO_ROOM_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS units (
     name TEXT, unit INTEGER, dtype TEXT, tokens BLOB, sha256 BLOB, size INTEGER, used REAL, PRIMARY KEY (name, unit)
@@ -41,6 +45,7 @@ class TokenCache:
         self.limit_bytes = limit_bytes
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
+        self._told = False
 
     def get(self, name: str, unit: int) -> Tokens | None:
         """Tokens of a unit, or None where the cache does not have them.
@@ -49,7 +54,8 @@ class TokenCache:
             name: Names manifest and vocabulary together.
             unit: Index of the unit.
         """
-        with self._transaction() as database:
+        found: Tokens | None = None
+        with self._unless_full(), self._transaction() as database:
             where = (name, unit)
             row = database.execute("SELECT dtype, tokens, sha256 FROM units WHERE name=? AND unit=?", where).fetchone()
             if row is None:
@@ -59,16 +65,17 @@ class TokenCache:
                 logger.warning("%s: unit %d is damaged and is tokenized again", self.path, unit)
                 database.execute("DELETE FROM units WHERE name=? AND unit=?", where)
                 return None
+            found = np.frombuffer(content, dtype=np.dtype(dtype).newbyteorder("<"))
             database.execute("UPDATE units SET used=? WHERE name=? AND unit=?", (time.time(), *where))
-        return np.frombuffer(content, dtype=np.dtype(dtype).newbyteorder("<"))
+        return found
 
     def put(self, name: str, unit: int, tokens: Tokens) -> None:
-        """Keep the tokens of a unit; drops others where the limit asks for it."""
+        """Keep the tokens of a unit, if the disk has room; drops others where the limit asks for it."""
         content = tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
         if len(content) > self.limit_bytes:
             return
         row = (name, unit, tokens.dtype.name, content, hashlib.sha256(content).digest(), len(content), time.time())
-        with self._transaction() as database:
+        with self._unless_full(), self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             excess = database.execute("SELECT total(size) FROM units").fetchone()[0] - self.limit_bytes
             oldest = database.execute("SELECT name, unit, size FROM units ORDER BY used") if excess > 0 else ()
@@ -87,6 +94,15 @@ class TokenCache:
         self._connection = None
 
     @contextmanager
+    def _unless_full(self) -> Iterator[None]:
+        try:
+            yield
+        except _NoRoom as error:
+            if not self._told:
+                logger.warning("%s The training goes on; what does not fit is tokenized again when needed.", error)
+            self._told = True
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             if self._connection is None or self._pid != os.getpid():
@@ -95,6 +111,8 @@ class TokenCache:
             with self._connection:
                 yield self._connection
         except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", None) in _NO_ROOM or getattr(error, "errno", None) in _NO_ROOM_ERRNO:
+                raise _NoRoom(f"token cache {self.path}: {error}. Free some space there.") from error
             raise DataError(f"token cache {self.path}: {error}. Delete it, or choose another cache_dir.") from error
 
     def _open(self) -> sqlite3.Connection:
@@ -107,3 +125,7 @@ class TokenCache:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_connection": None, "_pid": 0}
+
+
+class _NoRoom(DataError):
+    """The disk is full, or a quota is used up."""
