@@ -211,6 +211,25 @@ def test_a_miner_that_is_not_drawn_reveals_nothing(subnet) -> None:
     assert not any(witness.reveals.values())
 
 
+@pytest.mark.parametrize(("lag", "is_warned"), [(8, False), (2, True)])
+def test_a_miner_says_that_an_exchange_may_outlast_the_way_to_the_beacon(tmp_path, caplog, lag, is_warned) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger.create(path, Rules(block_time_s=0.5))
+    wallet = Wallet("miner", "hot", str(tmp_path / "wallets"))
+    wallet.create_hotkey()
+    operator = Ledger(path)
+    operator.register(wallet.address(), soon())
+    operator.close()
+    publisher = ContributionPublisher(
+        str(path), "miner", "hot", wallet.path, AuditRules(probability=0.0, beacon_lag=lag)
+    )
+    strategy = HivemindStrategy(
+        target_batch_size=8, initial_peers="", run_id="paid", matchmaking_time=0.5, averaging_timeout=2.0
+    )
+    make_trainer(publisher, strategy=strategy, epochs=1).fit(small_model(), small_data())
+    assert ("raise rules.beacon_lag" in caplog.text) == is_warned
+
+
 def test_the_counts_reach_the_loggers(subnet) -> None:
     logged = []
 
@@ -521,12 +540,12 @@ def work(subnet, clock):
     return work
 
 
-def test_an_attempt_with_the_same_samples_has_the_same_record_until_its_beacon(subnet, clock, work) -> None:
+def test_each_attempt_in_a_new_block_has_a_new_record(subnet, clock, work) -> None:
     first = work.on_commit(5, "0" * 64, 12)
     assert work.on_commit(5, "0" * 64, 12) == first
     assert len(work.strategy.stored) == 1
-    block = subnet.advance(ALWAYS.beacon_lag)
-    wait_until(lambda: clock.block == block, "the beacon")
+    block = subnet.advance(1)
+    wait_until(lambda: clock.block == block, "the block")
     second = work.on_commit(5, "0" * 64, 12)
     work.log.add(Position(0, 0, 0, 12), 12, 4, 2.0, torch.ones(256))
     third = work.on_commit(5, "0" * 64, 16)
