@@ -80,7 +80,7 @@ class Paths:
     def channels(self, group: Group, me: int) -> dict[int, "PairChannel"]:
         """A channel to each other member; which way it takes is found out at once, beside everything else."""
         others = [member for member in range(len(group.peer_ids)) if member != me]
-        return {member: PairChannel(asyncio.create_task(self._choose(group, me, member))) for member in others}
+        return {member: PairChannel(asyncio.create_task(self._choose_safely(group, me, member))) for member in others}
 
     def leave(self, group: Group, channels: dict[int, "PairChannel"]) -> None:
         """A round is over."""
@@ -112,6 +112,15 @@ class Paths:
             for task in tasks:
                 task.cancel()
         await self.links.stop()
+
+    async def _choose_safely(self, group: Group, me: int, member: int) -> Channel:
+        try:
+            return await self._choose(group, me, member)
+        except ExchangeError:
+            raise
+        except Exception as error:  # what a member says must not end the program; it is the likeliest cause
+            logger.exception("cannot choose a way to a member")
+            raise ExchangeError(f"no way to member {member}: {error}", [member]) from error
 
     async def _choose(self, group: Group, me: int, member: int) -> Channel:
         peer_id, theirs = group.peer_ids[member], group.offers[member].contact
