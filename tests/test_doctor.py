@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from bootstrap_server import bootstrap
 
 from hivetrain.cli import main
 from hivetrain.doctor import machine, network, sources
+from hivetrain.doctor.checks import checks_of
 from hivetrain.doctor.plan import Plan, get, read_plan
-from hivetrain.doctor.report import Check, Status, ok, run_checks
+from hivetrain.doctor.report import Check, Status, fail, ok, run_checks
 from hivetrain.errors import UserError
 from hivetrain.keys import Wallet
 
@@ -63,6 +65,19 @@ def test_a_healthy_machine_passes_every_check_against_a_real_swarm(config, tmp_p
     assert "reached this machine at /ip4/127.0.0.1/tcp/" in found["reachability"]["detail"]
 
 
+def test_two_silent_bootstraps_of_three_do_not_fail_a_healthy_miner(config, tmp_path):
+    with ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        server = opened.enter_context(bootstrap(tmp_path))
+        urls = [f"http://127.0.0.1:{one.getsockname()[1]}" for one in silent]
+        plan = read_plan([config], [f"trainer.strategy.initial_peers=[{', '.join([*urls, server.url])}]"])
+        on_network, _ = checks_of(plan)
+        found = {finding.check: finding for finding in run_checks([on_network], 30)}
+    assert [finding.status for finding in found.values()] == ["ok", "warn", "ok", "ok", "warn"]
+    assert f"{urls[0]}: no answer in time; {urls[1]}: no answer in time" in found["bootstrap"].detail
+    assert "none of them trains run 'mine'" in found["swarm"].detail
+
+
 def test_a_failure_is_told_with_what_to_do_and_status_1(config, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -99,22 +114,42 @@ def test_the_shipped_configurations_and_a_validators_are_understood(tmp_path):
 class Late(BaseHTTPRequestHandler):
     """A server whose clock is a minute behind."""
 
+    answer: object = {"status": "ok"}
+
     def do_GET(self):
         self.send_response_only(200)
         self.send_header("Date", self.date_time_string(time.time() - 60))
         self.end_headers()
-        self.wfile.write(b'{"status": "ok"}')
+        self.wfile.write(json.dumps(self.answer).encode())
 
     def log_message(self, *_):
         pass
 
 
-def test_a_clock_that_is_a_minute_off_is_a_failure():
-    with HTTPServer(("127.0.0.1", 0), Late) as server:
+class Hostile(Late):
+    """A server that would like to write on the terminal of whoever asks it."""
+
+    answer = {"status": "ok\x1b[2J\nok      forged        all is well", "dht_peers": "9\r" * 10_000}
+
+
+class NeverReaches(Late):
+    """A server that can dial nobody back."""
+
+    answer = {"status": "ok", "dht_peers": 3, "reachable": False}
+    do_POST = Late.do_GET
+
+
+@contextmanager
+def serving(handler):
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        finding = network.check_clock(Plan(initial_peers=url))
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_a_clock_that_is_a_minute_off_is_a_failure():
+    with serving(Late) as url:
+        finding = network.check_clock(Plan(initial_peers=url))
     assert finding.status == Status.FAIL
     assert "ahead of" in finding.detail
     assert "timedatectl" in finding.advice
@@ -128,6 +163,37 @@ def test_a_bootstrap_that_is_down_and_a_peer_nobody_can_dial_are_told():
     far = Plan(initial_peers="http://198.51.100.1:8000")
     assert network.check_ports(far).status == Status.WARN
     assert network.check_reach(Plan(client_mode=True)).status == Status.SKIPPED
+
+
+def test_a_peer_that_nobody_can_dial_fails_unless_a_relay_may_help(config):
+    with serving(NeverReaches) as url:
+        plan = read_plan([config], [f"trainer.strategy.initial_peers={url}"])
+        finding = network.check_reach(plan)
+        assert (finding.status, "use_auto_relay: true" in finding.advice) == (Status.FAIL, True)
+        plan = read_plan([config], [f"trainer.strategy.initial_peers={url}", "trainer.strategy.use_auto_relay=true"])
+        finding = network.check_reach(plan)
+    assert (finding.status, "--relay" in finding.advice) == (Status.WARN, True)
+    assert f"{url} cannot reach this machine on port" in finding.detail
+
+
+def test_what_a_bootstrap_says_of_itself_cannot_reach_the_terminal():
+    with serving(Hostile) as url:
+        finding = network.check_bootstrap(Plan(initial_peers=url))
+    assert finding.status == Status.FAIL
+    assert finding.detail.startswith(f"{url} is ok\\x1b[2J\\nok      forged")
+    assert finding.detail.isprintable()
+    assert len(finding.detail) < 220
+
+
+def test_no_finding_writes_more_than_its_line():
+    def refused():
+        raise RuntimeError("the node says \x1b[2J" + "a" * 10_000)
+
+    checks = [Check("chain", lambda: fail("says \x1b[2J\nok", ""), 1, ""), Check("data", refused, 1, "")]
+    for finding in run_checks([checks], 5):
+        assert "says \\x1b[2J" in finding.detail
+        assert finding.detail.isprintable()
+        assert len(finding.detail) < 500
 
 
 def test_keys_registration_and_permit_are_checked_on_a_real_ledger(tmp_path):

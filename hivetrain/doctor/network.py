@@ -7,17 +7,26 @@ or not. So reachability is tried with a peer of its own that listens, and talks 
 import email.utils
 import json
 import os
+import queue
 import socket
+import threading
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from hivetrain.doctor.plan import Plan
 from hivetrain.doctor.report import Finding, fail, ok, skipped, warn
+from hivetrain.logs import one_line
+
+T = TypeVar("T")
 
 MAX_SKEW_S = 3.0  # hivemind refuses peers whose clock is further off
 HTTP_TIMEOUT_S = 4.0
+DIAL_TIMEOUT_S = 8.0
+STRAGGLER_WAIT_S = 2.0  # for the other servers, once one has answered
+MAX_TOLD_CHARS = 200  # of what is told of one server
 MAX_ANSWER_BYTES = 64 * 1024
 LOOPBACK_PREFIXES = ("/ip4/127.", "/ip6/::1/")
 
@@ -29,13 +38,13 @@ def check_bootstrap(plan: Plan) -> Finding:
         return skipped("no bootstrap URL is configured")
     well: list[str] = []
     ill: list[str] = []
-    for url in urls:
-        try:
-            health = json.loads(_get(f"{url}/health")[0])
+    for url, health in _ask_all(urls, _health, HTTP_TIMEOUT_S).items():
+        if isinstance(health, Exception):
+            ill.append(_failed(url, health))
+        else:
             status = str(health.get("status"))
-            (well if status == "ok" else ill).append(f"{shown(url)} is {status}, {health.get('dht_peers')} peers")
-        except Exception as error:  # whatever a server makes of the request
-            ill.append(f"{shown(url)}: {_reason(error)}")
+            told = one_line(f"{shown(url)} is {status}, {health.get('dht_peers')} peers", MAX_TOLD_CHARS)
+            (well if status == "ok" else ill).append(told)
     if not well:
         return fail("; ".join(ill), "check the URL and the network, or start one: hivetrain bootstrap")
     if ill:
@@ -48,15 +57,9 @@ def check_clock(plan: Plan) -> Finding:
     servers = [*bootstrap_urls(plan)]
     if plan.chain and plan.chain.startswith(("http://", "https://")):
         servers.append(plan.chain.partition("#")[0].rstrip("/"))
-    skews: dict[str, float] = {}
-    for url in servers:
-        try:
-            asked_at = time.time()
-            date = _get(f"{url}/health")[1]
-            # Date has whole seconds: on average it is half a second behind.
-            skews[shown(url)] = (asked_at + time.time()) / 2 - email.utils.parsedate_to_datetime(date).timestamp() - 0.5
-        except Exception:  # one that does not answer is reported by its own check
-            continue
+    answers = _ask_all(servers, _skew_s, HTTP_TIMEOUT_S).items()
+    # One that does not answer is reported by its own check.
+    skews = {shown(url): skew_s for url, skew_s in answers if not isinstance(skew_s, Exception)}
     if not skews:
         return skipped("no server to compare with")
     worst = max(skews, key=lambda name: abs(skews[name]))
@@ -91,17 +94,21 @@ def check_ports(plan: Plan) -> Finding:
 
 
 def check_reach(plan: Plan) -> Finding:
-    """Has a bootstrap dial back to a peer that listens where the configuration says."""
+    """Has bootstraps dial back to a peer that listens where the configuration says."""
     from hivetrain.swarm import start_dht, visible_maddrs
 
     urls = bootstrap_urls(plan)
     if plan.client_mode or not urls:
         return skipped("client mode" if plan.client_mode else "no bootstrap URL to ask for a dial")
+    answers = _ask_all(urls, _health, HTTP_TIMEOUT_S)
+    alive = [url for url, answer in answers.items() if not isinstance(answer, Exception)]
+    if not alive:
+        return _nobody_dialled(answers)
     listener = start_dht([], host_maddrs=plan.host_maddrs, startup_timeout_s=8)
     try:
         visible = visible_maddrs(listener, timeout_s=4)[0]
         port = _tcp_port(plan.announce_maddrs[0]) if plan.announce_maddrs else _tcp_port(visible)
-        return _ask_to_dial(urls, port, visible.rpartition("/")[2])
+        return _ask_to_dial(alive, port, visible.rpartition("/")[2], plan.use_auto_relay)
     finally:
         listener.shutdown()
 
@@ -130,11 +137,12 @@ def check_swarm(plan: Plan) -> Finding:
 
 def bootstrap_urls(plan: Plan) -> list[str]:
     """The bootstrap URLs among the initial peers."""
-    return [
+    urls = [
         entry.rstrip("/").removesuffix("/return_dht_address")
         for entry in _entries(plan)
         if entry.lower().startswith(("http://", "https://"))
     ]
+    return list(dict.fromkeys(urls))
 
 
 def shown(url: str) -> str:
@@ -143,24 +151,79 @@ def shown(url: str) -> str:
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
-def _ask_to_dial(urls: list[str], port: int, peer_id: str) -> Finding:
-    reasons = []
-    for url in urls:
+def _ask_all(urls: Sequence[str], ask: Callable[[str], T], timeout_s: float) -> dict[str, T | Exception]:
+    """What asking each server came to. All are asked at once, and none is waited for long once another has answered."""
+    outbox: queue.SimpleQueue[tuple[str, T | Exception]] = queue.SimpleQueue()
+
+    def work(url: str) -> None:
         try:
-            query = urlencode({"port": port, "peer_id": peer_id})
-            with urlopen(Request(f"{url}/dial_back?{query}", method="POST"), timeout=8) as response:
-                answer = json.loads(response.read(MAX_ANSWER_BYTES))
+            outbox.put((url, ask(url)))
         except Exception as error:  # whatever a server makes of the request
-            reasons.append(f"{shown(url)}: {_reason(error)}")
-            continue
-        if answer.get("reachable") is True:
-            return ok(f"{shown(url)} reached this machine at {str(answer.get('address'))[:100]}")
-        advice = (
-            f"open TCP port {port} in firewall and router and forward it here, or, behind a NAT that you do not rule, "
-            "set use_auto_relay: true or client_mode: true"
-        )
-        return fail(f"{shown(url)} cannot reach this machine on port {port}", advice)
+            outbox.put((url, error))
+
+    for url in urls:  # not a pool, which would wait at exit for a server that drips
+        threading.Thread(target=work, args=(url,), daemon=True).start()
+    answers: dict[str, T | Exception] = {url: TimeoutError("no answer in time") for url in urls}
+    deadline, waiting = time.monotonic() + timeout_s, len(urls)
+    while waiting and (left_s := deadline - time.monotonic()) > 0:
+        try:
+            url, answer = outbox.get(timeout=left_s)
+        except queue.Empty:
+            break
+        answers[url], waiting = answer, waiting - 1
+        if not isinstance(answer, Exception):
+            deadline = min(deadline, time.monotonic() + STRAGGLER_WAIT_S)
+    return answers
+
+
+def _ask_to_dial(urls: list[str], port: int, peer_id: str, use_auto_relay: bool) -> Finding:
+    query = urlencode({"port": port, "peer_id": peer_id})
+
+    def dial(url: str) -> tuple[bool, str]:
+        with urlopen(Request(f"{url}/dial_back?{query}", method="POST"), timeout=DIAL_TIMEOUT_S) as response:
+            answer = json.loads(response.read(MAX_ANSWER_BYTES))
+        return answer["reachable"] is True, str(answer.get("address"))
+
+    answers = _ask_all(urls, dial, DIAL_TIMEOUT_S)
+    tried = {url: answer for url, answer in answers.items() if not isinstance(answer, Exception)}
+    for url, (reached, address) in tried.items():
+        if reached:
+            return ok(one_line(f"{shown(url)} reached this machine at {address}", MAX_TOLD_CHARS))
+    if not tried:
+        return _nobody_dialled(answers)
+    told = f"{', '.join(map(shown, tried))} cannot reach this machine on port {port}"
+    if use_auto_relay:
+        advice = "see that a bootstrap runs with --relay; client_mode: true works without one"
+        return warn(f"{told}: only a relay can connect others to it (use_auto_relay)", advice)
+    advice = (
+        f"open TCP port {port} in firewall and router and forward it here, or, behind a NAT that you do not rule, "
+        "set use_auto_relay: true or client_mode: true"
+    )
+    return fail(told, advice)
+
+
+def _nobody_dialled(answers: dict[str, T | Exception]) -> Finding:
+    reasons = [_failed(url, error) for url, error in answers.items() if isinstance(error, Exception)]
     return warn(f"nobody could be asked to dial back: {'; '.join(reasons)}", "ask again later, or another bootstrap")
+
+
+def _failed(url: str, error: Exception) -> str:
+    return one_line(f"{shown(url)}: {_reason(error)}", MAX_TOLD_CHARS)
+
+
+def _health(url: str) -> dict[str, Any]:
+    health = json.loads(_get(f"{url}/health")[0])
+    if not isinstance(health, dict):
+        raise ValueError("its answer says nothing of its health")
+    return health
+
+
+def _skew_s(url: str) -> float:
+    """Seconds by which this clock is ahead of the server's."""
+    asked_at = time.time()
+    date = email.utils.parsedate_to_datetime(_get(f"{url}/health")[1])
+    # Date has whole seconds: on average it is half a second behind.
+    return (asked_at + time.time()) / 2 - date.timestamp() - 0.5
 
 
 def _get(url: str) -> tuple[bytes, str]:

@@ -30,6 +30,7 @@ class Plan:
         host_maddrs: where to listen.
         announce_maddrs: what to announce instead.
         client_mode: not to be dialled.
+        use_auto_relay: to be reached through a relay where it cannot be dialled.
         identity_path: key file of the peer id.
         device: ``auto``, ``cpu``, ``gpu``, ``cuda:0``, ...
         precision: as Lightning names it.
@@ -47,6 +48,7 @@ class Plan:
     host_maddrs: tuple[str, ...] = LOOPBACK
     announce_maddrs: tuple[str, ...] = ()
     client_mode: bool = False
+    use_auto_relay: bool = False
     identity_path: str | None = None
     device: str = "auto"
     precision: str = "32-true"
@@ -98,6 +100,7 @@ def _plan(settings: Any) -> Plan:
         host_maddrs=_list(get(settings, f"{swarm}.host_maddrs")) or LOOPBACK,
         announce_maddrs=_list(get(settings, f"{swarm}.announce_maddrs")),
         client_mode=bool(get(settings, f"{swarm}.client_mode", is_validator)),
+        use_auto_relay=bool(get(settings, f"{swarm}.use_auto_relay")),
         identity_path=get(settings, f"{swarm}.identity_path"),
         device=str(get(settings, "replay.device" if is_validator else "trainer.accelerator", "auto")),
         precision=str(get(settings, "replay.precision" if is_validator else "trainer.precision", "32-true")),

@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from hivetrain.logs import one_line
+
+MAX_DETAIL_CHARS = 400
+
 
 class Status(StrEnum):
     """What a check came to."""
@@ -100,11 +104,11 @@ def _bounded(check: Check, deadline: float) -> Finding:
         try:
             answers.append(check.run())
         except Exception as error:  # any failure of a check is an answer
-            reason = " ".join(str(error).split()) or type(error).__name__
-            answers.append(fail(reason[:400], check.advice))
+            answers.append(fail(" ".join(str(error).split()) or type(error).__name__, check.advice))
 
     thread = threading.Thread(target=ask, name=f"doctor-{check.name}", daemon=True)
     thread.start()
     thread.join(limit_s)
     answer = answers[0] if answers else fail(f"no answer within {limit_s:.0f} s", check.advice)
-    return replace(answer, check=check.name, seconds=round(time.monotonic() - started_at, 2))
+    detail = one_line(answer.detail, MAX_DETAIL_CHARS)  # a part of it may be a server's words
+    return replace(answer, detail=detail, check=check.name, seconds=round(time.monotonic() - started_at, 2))
