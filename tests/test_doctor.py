@@ -3,12 +3,14 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -224,6 +226,43 @@ def test_memory_and_disk_are_held_against_the_model(tmp_path):
     assert machine.check_disk(plan).status == Status.FAIL
     small = Plan(model={"config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32}}, device="cpu")
     assert machine.check_memory(small).status == Status.OK
+
+
+def test_what_lies_on_the_disk_already_is_not_demanded_again(tmp_path):
+    cache, checkpoints = tmp_path / "cache", tmp_path / "checkpoints"
+    cache.mkdir()
+    checkpoints.mkdir()
+    free = shutil.disk_usage(tmp_path).free
+    model = {"config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32}}
+    size = machine._sizes(Plan(model=model))[0] * machine.CHECKPOINT_BYTES
+    keep = int(1.5 * free / size)
+    limit_mb = int(1.5 * free / 1e6)
+    caching = Plan(data={"cache_dir": str(cache), "cache_limit_mb": limit_mb})
+    keeping = Plan(model=model, checkpoint_dir=str(checkpoints), keep=keep)
+    assert machine.check_disk(caching).status == Status.FAIL
+    assert machine.check_disk(keeping).status == Status.FAIL
+    with open(cache / "tokens.sqlite", "wb") as file:
+        file.truncate(int(limit_mb * 1e6))  # takes no space
+    with open(checkpoints / "epoch-00000001.ckpt", "wb") as file:
+        file.truncate(keep * size)
+    (checkpoints / "last.ckpt").symlink_to("epoch-00000001.ckpt")
+    assert machine.check_disk(caching).status == Status.OK
+    kept = machine.check_disk(keeping)
+    assert kept.status == Status.OK
+    assert f"{size / 1e9:.2f} GB more needed" in kept.detail  # the next one, written beside them
+
+
+def test_what_shares_a_file_system_shares_its_space(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    model = {"config": {"n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32}}
+    size = machine._sizes(Plan(model=model))[0] * machine.CHECKPOINT_BYTES
+    data = {"cache_dir": str(tmp_path / "cache"), "cache_limit_mb": int(0.6 * free / 1e6)}
+    keeping = Plan(model=model, checkpoint_dir=str(tmp_path / "checkpoints"), keep=int(0.6 * free / size))
+    assert machine.check_disk(Plan(data=data)).status == Status.OK
+    assert machine.check_disk(keeping).status == Status.OK
+    both = machine.check_disk(replace(keeping, data=data))
+    assert both.status == Status.FAIL
+    assert f"{tmp_path / 'checkpoints'} and {tmp_path / 'cache'} needs" in both.detail
 
 
 def test_data_that_is_not_there_is_told():

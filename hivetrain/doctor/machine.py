@@ -89,25 +89,49 @@ def check_memory(plan: Plan) -> Finding:
 
 
 def check_disk(plan: Plan) -> Finding:
-    """Room for the checkpoints and the cache of tokens that the configuration keeps."""
-    params = _sizes(plan)[0] if plan.model is not None else 0
-    wanted: dict[str, float] = {}
+    """Room for what the checkpoints and the cache of tokens still lack, on each file system that they share."""
+    wanted = _disk_wanted(plan) or {Path(): 0.0}
+    file_systems: dict[int, list[Path]] = {}
+    for directory in wanted:
+        file_systems.setdefault(_existing(directory).stat().st_dev, []).append(directory)
+    found = []
+    for directories in file_systems.values():
+        needed = sum(wanted[directory] for directory in directories)
+        free = shutil.disk_usage(_existing(directories[0])).free
+        names = " and ".join(map(str, directories))
+        if free < needed + 100e6:
+            what = f"{names} needs {needed / GB:.2f} GB more, {free / GB:.2f} GB are free"
+            return fail(what, "free some space, lower checkpoint.keep, or name another checkpoint.dirpath")
+        found.append(f"{names}: {free / GB:.1f} GB free, {needed / GB:.2f} GB more needed")
+    return ok("; ".join(found))
+
+
+def _disk_wanted(plan: Plan) -> dict[Path, float]:
+    """Bytes by which each directory may still grow."""
+    wanted: dict[Path, float] = {}
     if plan.checkpoint_dir is not None:
-        wanted[plan.checkpoint_dir] = (plan.keep + 1) * params * CHECKPOINT_BYTES  # the newest is written beside them
+        directory = Path(plan.checkpoint_dir)
+        size = (_sizes(plan)[0] if plan.model is not None else 0) * CHECKPOINT_BYTES
+        # The newest is written beside those kept, whatever there is.
+        wanted[directory] = max(size, (plan.keep + 1) * size - _size_of(directory, "epoch-*"))
     cache = get(plan.data, "cache_dir")
     if cache:
-        wanted[str(cache)] = get(plan.data, "cache_limit_mb", 4096) * 1e6
-    found = []
-    for directory, needed in (wanted or {".": 0.0}).items():
-        there = Path(directory).expanduser().absolute()
-        while not there.exists():
-            there = there.parent
-        free = shutil.disk_usage(there).free
-        if free < needed + 100e6:
-            what = f"{directory} needs {needed / GB:.2f} GB, {free / GB:.2f} GB are free"
-            return fail(what, "free some space, lower checkpoint.keep, or name another checkpoint.dirpath")
-        found.append(f"{directory}: {free / GB:.1f} GB free, {needed / GB:.2f} GB needed")
-    return ok("; ".join(found))
+        directory = Path(str(cache))
+        limit = get(plan.data, "cache_limit_mb", 4096) * 1e6
+        wanted[directory] = wanted.get(directory, 0.0) + max(0.0, limit - _size_of(directory, "tokens.sqlite*"))
+    return wanted
+
+
+def _size_of(directory: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in directory.glob(pattern) if path.is_file())
+
+
+def _existing(directory: Path) -> Path:
+    """The directory, or the nearest one above it that is there."""
+    there = directory.absolute()
+    while not there.exists():
+        there = there.parent
+    return there
 
 
 def _device(plan: Plan) -> Any:
