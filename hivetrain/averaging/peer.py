@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 from hivemind.dht import DHT
-from hivemind.utils import ValueWithExpiration, get_dht_time
+from hivemind.utils import get_dht_time
 
 from hivetrain.averaging.attempt import Attempt
 from hivetrain.averaging.averager import Averager
@@ -28,10 +28,10 @@ from hivetrain.averaging.options import PeerOptions
 from hivetrain.averaging.progress import Progress, ProgressBoard, SwarmView
 from hivetrain.averaging.report import Outcome, RoundReport
 from hivetrain.averaging.rules import RULES
-from hivetrain.averaging.settings import RunSettings, SettingsMismatch
+from hivetrain.averaging.settings import RunSettings, SettingsMismatch, find_settings
 from hivetrain.averaging.state import Snapshot, StateError
 from hivetrain.averaging.transfer import TransferService
-from hivetrain.swarm.records import read_records, store_record
+from hivetrain.swarm.records import read_entries, read_records, store_record
 
 logger = logging.getLogger(__name__)
 
@@ -265,8 +265,8 @@ class SwarmPeer:
         if len(view.strangers) <= len(view.peers) - 1 or not view.strangers:
             return
         fingerprint = view.strangers[0].fingerprint
-        found = await self._dht.get(self._settings_key(fingerprint), latest=True, return_future=True)
-        theirs = found.value if isinstance(found, ValueWithExpiration) and isinstance(found.value, bytes) else b""
+        entries = await read_entries(self._dht, self._settings_key(fingerprint), self._options.averaging_timeout_s)
+        theirs = find_settings(entries.values(), fingerprint)
         raise SettingsMismatch(
             f"run {self._options.run_id!r} has {len(view.strangers)} peer(s) with other settings: "
             f"{self._settings.differences(theirs, fingerprint)}. Use the run's settings or another run_id."
@@ -275,7 +275,8 @@ class SwarmPeer:
     async def _publish_settings(self) -> None:
         key, ttl_s = self._settings_key(self._settings.fingerprint), 600.0
         while True:
-            await self._dht.store(key, self._settings.to_bytes(), get_dht_time() + ttl_s, return_future=True)
+            value, expires = self._settings.to_bytes(), get_dht_time() + ttl_s
+            await self._dht.store(key, value, expires, subkey=self._subkey, return_future=True)
             await asyncio.sleep(ttl_s / 3)
 
     def _settings_key(self, fingerprint: bytes) -> str:

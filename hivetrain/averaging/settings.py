@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 MAX_SETTINGS_BYTES = 4096
 
@@ -31,7 +33,7 @@ class RunSettings:
     compression: str
     optimizer: str
     reduction: str = "mean"
-    protocol: int = 3
+    protocol: int = 4
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -43,7 +45,7 @@ class RunSettings:
 
     def differences(self, theirs: bytes, fingerprint: bytes) -> str:
         """Lists where the settings in ``theirs`` (untrusted) differ, or says that they cannot be read."""
-        if len(theirs) > MAX_SETTINGS_BYTES or hashlib.sha256(theirs).digest()[:16] != fingerprint:
+        if not theirs or find_settings([theirs], fingerprint) != theirs:
             return "their settings are not published"
         try:
             other = json.loads(theirs)
@@ -58,3 +60,12 @@ class RunSettings:
             if other.get(key) != own[key]
         ]
         return "; ".join(named) or "they have settings unknown here"
+
+
+def find_settings(candidates: Iterable[Any], fingerprint: bytes) -> bytes:
+    """Of these untrusted values the one that the fingerprint names; b"" if it is not among them."""
+    for data in candidates:
+        small = isinstance(data, bytes) and len(data) <= MAX_SETTINGS_BYTES
+        if small and hashlib.sha256(data).digest()[:16] == fingerprint:
+            return bytes(data)
+    return b""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from hivetrain.averaging.loop import NetworkLoop
 from hivetrain.averaging.progress import MAX_RECORDS, MAX_TTL_S, Progress
-from hivetrain.averaging.settings import MAX_SETTINGS_BYTES, RunSettings
+from hivetrain.averaging.settings import MAX_SETTINGS_BYTES, RunSettings, find_settings
 from hivetrain.contribution.fields import RecordError
 from hivetrain.contribution.record import hotkey_subkey, open_contribution, work_key
 from hivetrain.contribution.scoreboard import Scoreboard, open_scoreboard, scores_key
@@ -97,24 +97,25 @@ class RunReader:
 
     def settings(self, fingerprint: bytes) -> RunSettings | None:
         """The settings that a fingerprint names; None if nobody tells them. Raises TimeoutError."""
-        return parse_settings(self._call(self._get(f"{self.run_id}_settings_{fingerprint.hex()}")), fingerprint)
+        value = self._call(self._get(f"{self.run_id}_settings_{fingerprint.hex()}"))
+        entries = value.values() if isinstance(value, dict) else ()
+        told = find_settings((getattr(entry, "value", None) for entry in entries), fingerprint)
+        return parse_settings(told, fingerprint)
 
     def scoreboards(self, is_validator: Callable[[str], bool]) -> dict[str, Scoreboard]:
         """The latest scores of the validators that count, by their hotkey. Raises TimeoutError."""
         boards: dict[str, Scoreboard] = {}
         page, more = 0, True
         while more:
-            entries = self._call(self._entries(scores_key(self.run_id, page)))
+            # Only validators' entries, before any is left out as one too many or a signature is checked.
+            entries = self._call(self._entries(scores_key(self.run_id, page), lambda key: is_validator(_address(key))))
             more = False
             for subkey, (value, _) in entries.items():
-                address = subkey.removeprefix(hotkey_subkey("")).decode(errors="replace")
-                if not is_validator(address):  # before any signature is checked
-                    continue
                 try:
                     found, pages = open_scoreboard(value, self.run_id, page)
                 except RecordError:
                     continue
-                if found.hotkey == address:
+                if found.hotkey == _address(subkey):
                     merge_page(boards, found, page)
                     more = more or page + 1 < pages
             page += 1
@@ -123,7 +124,8 @@ class RunReader:
     def hotkeys(self, swarm_epoch: int) -> dict[str, str]:
         """Who says, signed by its hotkey, to work as which peer: peer id -> hotkey. Raises TimeoutError."""
         found: dict[str, str] = {}
-        for subkey, (value, _) in self._call(self._entries(work_key(self.run_id, swarm_epoch))).items():
+        entries = self._call(self._entries(work_key(self.run_id, swarm_epoch), lambda key: _address(key) != ""))
+        for subkey, (value, _) in entries.items():
             try:
                 work = open_contribution(value)
             except RecordError:
@@ -137,12 +139,15 @@ class RunReader:
         progress, statuses = await asyncio.gather(*map(self._entries, keys))
         return progress, statuses
 
-    async def _entries(self, key: str) -> dict[bytes, tuple[bytes, float]]:
+    async def _entries(
+        self, key: str, counts: Callable[[bytes], bool] = lambda _: True
+    ) -> dict[bytes, tuple[bytes, float]]:
         value = await self._get(key)
+        items = value.items() if isinstance(value, dict) else ()
         found: dict[bytes, tuple[bytes, float]] = {}
-        for subkey, entry in list(value.items())[:MAX_RECORDS] if isinstance(value, dict) else ():
+        for subkey, entry in [item for item in items if isinstance(item[0], bytes) and counts(item[0])][:MAX_RECORDS]:
             content, expires = getattr(entry, "value", None), getattr(entry, "expiration_time", None)
-            if isinstance(subkey, bytes) and isinstance(content, bytes) and isinstance(expires, float):
+            if isinstance(content, bytes) and isinstance(expires, float):
                 found[subkey] = (content, expires)
         return found
 
@@ -207,6 +212,12 @@ def merge_page(boards: dict[str, Scoreboard], found: Scoreboard, page: int) -> N
         boards[found.hotkey] = found
     elif first is not None and first.block == found.block:
         boards[found.hotkey] = Scoreboard(first.run_id, first.hotkey, first.block, first.miners + found.miners)
+
+
+def _address(subkey: bytes) -> str:
+    """The hotkey whose subkey this is; "" if it is none's."""
+    mark = hotkey_subkey("")
+    return subkey.removeprefix(mark).decode(errors="replace") if subkey.startswith(mark) else ""
 
 
 def _is_owned(subkey: bytes) -> bool:

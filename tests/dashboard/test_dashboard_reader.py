@@ -51,7 +51,8 @@ def test_a_peer_is_seen_by_its_run_id_alone(nodes, reader):
     assert store(peer, f"{run_id}_progress", progress(1, 7).to_bytes(), owner)
     assert store(peer, f"{run_id}_progress", progress(2, 9).to_bytes(), b"anybody's")
     assert store(peer, status_key(run_id), status(1, 7, 1).to_bytes(), owner)
-    assert store(peer, f"{run_id}_settings_{SETTINGS.fingerprint.hex()}", SETTINGS.to_bytes())
+    assert store(peer, f"{run_id}_settings_{SETTINGS.fingerprint.hex()}", SETTINGS.to_bytes(), owner)
+    assert store(peer, f"{run_id}_settings_{SETTINGS.fingerprint.hex()}", b"of somebody else", b"anybody's")
     found = reader.read()
     assert [sighting.progress for sighting in found.alive.values()] == [progress(1, 7)]
     assert found.statuses == {owner: status(1, 7, 1)}
@@ -66,7 +67,7 @@ def test_a_run_that_nobody_knows_is_empty(reader):
     assert (found.alive, found.statuses, found.refused) == ({}, {}, 0)
     assert reader.settings(b"x" * 16) is None
     assert reader.scoreboards(lambda _: True) == {}
-    assert reader.hotkeys(0) == {}
+    assert reader.peers_of(hotkeys(1), 0) == {}
 
 
 def test_validators_pages_are_put_together_and_others_are_not_looked_at(nodes, reader):
@@ -78,7 +79,7 @@ def test_validators_pages_are_put_together_and_others_are_not_looked_at(nodes, r
         expires = get_dht_time() + 60
         for key, sealed in seal_scoreboard(board, hotkey, expires):
             assert peer.store(key, sealed, expires, subkey=hotkey_subkey(hotkey.address), return_future=True).result(10)
-    forged = msgpack.packb(["scores", validator.address, 1.0, b"", b""])
+    forged = msgpack.packb(["scores", scores_key(run_id, 0), validator.address, 1.0, b"", b""])
     assert not store(peer, scores_key(run_id, 0), forged, hotkey_subkey(validator.address), 90)
     found = reader.scoreboards(lambda address: address == validator.address)
     assert set(found) == {validator.address}
