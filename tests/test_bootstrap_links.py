@@ -46,14 +46,14 @@ def test_three_bootstraps_know_each_other_and_one_is_enough_for_a_newcomer(tmp_p
             assert server.get("/health").json()["status"] == "ok"
         miner = start_dht(resolve_initial_peers(urls[0]))
         stack.callback(miner.shutdown)
-        assert miner.store("key", "value", time.time() + 600)
+        assert miner.store("key", "value", time.time() + 600, subkey=b"mine")
         for server in servers[1:]:
             assert server.end(server.process.kill, within_s=5) == -signal.SIGKILL
         started_at = time.monotonic()
         newcomer = start_dht(resolve_initial_peers(urls[::-1]))
         stack.callback(newcomer.shutdown)
         assert time.monotonic() - started_at < 60
-        assert newcomer.get("key", latest=True).value == "value"
+        assert newcomer.get("key", latest=True).value[b"mine"].value == "value"
         wait_until(lambda: states(servers[0]) == ["silent"] * 2, 40, "the survivor misses them")
         both = {str(miner.peer_id), str(newcomer.peer_id)}
         wait_until(lambda: both <= {peer["peer_id"] for peer in last_seen(servers[0])}, 20, "it has seen both")
@@ -77,12 +77,12 @@ def test_a_split_is_seen_said_and_mended(tmp_path):
         second = stack.enter_context(bootstrap(tmp_path / "b", "--port", port))
         miner = start_dht(resolve_initial_peers(second.url))
         stack.callback(miner.shutdown)
-        assert miner.store("key", "value", time.time() + 600)
+        assert miner.store("key", "value", time.time() + 600, subkey=b"mine")
         wait_until(lambda: states(first) == ["linked"], 40, "mended")
         assert first.get("/health").json()["status"] == "ok"
         reader = start_dht(resolve_initial_peers(first.url))
         stack.callback(reader.shutdown)
-        assert reader.get("key", latest=True).value == "value"
+        assert reader.get("key", latest=True).value[b"mine"].value == "value"
         first.end(first.process.terminate)
         said = first.process.stderr.read()
         assert "the DHT is split" in said

@@ -62,8 +62,8 @@ def test_peers_join_through_a_living_address_and_the_dead_one_is_named(dhts, cap
     assert count_known_peers(dhts[0]) == count_known_peers(dhts[1]) == 1
     dhts.append(start_dht([address], client_mode=True))
     assert dhts[2].client_mode
-    assert dhts[1].store("key", "value", time.time() + 60)
-    assert dhts[2].get("key", latest=True).value == "value"
+    assert dhts[1].store("key", "value", time.time() + 60, subkey=b"mine")
+    assert dhts[2].get("key", latest=True).value[b"mine"].value == "value"
 
 
 def test_peers_that_seed_alike_know_each_other(dhts):

@@ -5,7 +5,7 @@ import collections
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from hivetrain.averaging.settings import RunSettings
 from hivetrain.averaging.state import Snapshot, StateError
 from hivetrain.averaging.transfer import TransferService
 from hivetrain.averaging.updates import Update
-from hivetrain.swarm.records import read_entries, read_records, store_record
+from hivetrain.swarm.records import read_records, store_record
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -109,21 +109,13 @@ class SwarmObserver:
             failures.append(f"{peer.peer_id[-8:]} sent a state of epoch {snapshot.epoch} that most peers do not hold")
         raise StateError("; ".join(failures) or "no peer holds the run's state")
 
-    def collect(self, key: str, timeout_s: float) -> dict[bytes, tuple[bytes, float]]:
-        """Reads the records that hotkeys sealed: subkey -> (record, expiration).
+    def collect(self, key: str, wanted: Collection[bytes], timeout_s: float) -> dict[bytes, tuple[bytes, float]]:
+        """Reads the records that hotkeys sealed, under the wanted subkeys alone: subkey -> (record, expiration).
 
         Raises:
             TimeoutError: the DHT does not answer.
         """
-        return self._call(read_records(self._dht, key, timeout_s), timeout_s + 1)
-
-    def read(self, key: str, timeout_s: float) -> dict[bytes, bytes]:
-        """All entries under a key of the DHT, by subkey, whoever wrote them; their contents are to be distrusted.
-
-        Raises:
-            TimeoutError: the DHT does not answer.
-        """
-        return self._call(read_entries(self._dht, key, timeout_s), timeout_s + 1)
+        return self._call(read_records(self._dht, key, timeout_s, wanted), timeout_s + 1)
 
     def header(self, epoch: int, view: SwarmView) -> Update:
         """The update that ended ``epoch`` without its average: who was in it, as most of the peers asked say.

@@ -5,6 +5,7 @@ miner cannot sign by mistake what validators would refuse, and whoever holds a `
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -218,28 +219,29 @@ def seal(record: Contribution | Reveal, hotkey: Hotkey, expires: float) -> bytes
     """
     if record.hotkey != hotkey.address:
         raise RecordError(f"the record is of hotkey {record.hotkey}, the key is {hotkey.address}")
-    kind = _CONTRIBUTION if isinstance(record, Contribution) else _REVEAL
-    return seal_envelope(kind, _pack(record), hotkey, expires, _LIMITS)
+    kind, key = (_CONTRIBUTION, work_key) if isinstance(record, Contribution) else (_REVEAL, reveal_key)
+    place = key(record.run_id, record.swarm_epoch)
+    return seal_envelope(kind, place, _pack(record), hotkey, expires, _LIMITS)
 
 
 def open_contribution(data: bytes) -> Contribution:
     """Parses and verifies a sealed contribution. Raises RecordError on anything that is not one."""
-    return _open(data, Contribution, _CONTRIBUTION)
+    return _open(data, Contribution, _CONTRIBUTION, work_key)
 
 
 def open_reveal(data: bytes) -> Reveal:
     """Parses and verifies a sealed reveal. Raises RecordError on anything that is not one."""
-    return _open(data, Reveal, _REVEAL)
+    return _open(data, Reveal, _REVEAL, reveal_key)
 
 
-def sealed_by(data: bytes) -> tuple[str, float]:
-    """Address that signed these bytes, and when they expire; verifies size and signature, and leaves the payload alone.
+def sealed_by(data: Any) -> tuple[str, str, float]:
+    """Address that signed these bytes, their DHT key and expiration; checks size and signature, not the payload.
 
     Raises:
         RecordError: they are no sealed record.
     """
     envelope = open_envelope(data, _LIMITS)
-    return envelope.hotkey, envelope.expires
+    return envelope.hotkey, envelope.key, envelope.expires
 
 
 def commitment(sealed: bytes) -> bytes:
@@ -262,13 +264,15 @@ def hotkey_subkey(address: str) -> bytes:
     return b"hotkey:" + address.encode()
 
 
-def _open(data: bytes, record: Any, kind: str) -> Any:
+def _open(data: bytes, record: Any, kind: str, key: Callable[[str, int], str]) -> Any:
     envelope = open_envelope(data, _LIMITS)
     if envelope.kind != kind:
         raise RecordError(f"this is a {envelope.kind}, not a {kind}")
     found = record._parse(envelope.payload)
     if found.hotkey != envelope.hotkey:
         raise RecordError("the record names another hotkey than the one that signed it")
+    if envelope.key != key(found.run_id, found.swarm_epoch):
+        raise RecordError("the record is sealed for another DHT key than its own")
     if _pack(found) != envelope.payload:
         raise RecordError("the record is not in its canonical form")
     return found

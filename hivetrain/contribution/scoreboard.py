@@ -141,7 +141,8 @@ def seal_scoreboard(board: Scoreboard, hotkey: Hotkey, expires: float) -> list[t
     sealed = []
     for number, miners in enumerate(pages):
         payload = msgpack.packb([board.run_id, board.hotkey, board.block, number, len(pages), miners])
-        sealed.append((scores_key(board.run_id, number), seal_envelope(KIND, payload, hotkey, expires, _LIMITS)))
+        key = scores_key(board.run_id, number)
+        sealed.append((key, seal_envelope(KIND, key, payload, hotkey, expires, _LIMITS)))
     return sealed
 
 
@@ -154,7 +155,8 @@ def open_scoreboard(data: Any, run_id: str, page: int) -> tuple[Scoreboard, int]
     envelope = open_envelope(data, _LIMITS)
     found_run, hotkey, block, number, pages, entries = fields.unpack(envelope.payload, 6)
     fields.check_int("pages", pages, 1, MAX_PAGES)
-    if (found_run, hotkey, number) != (run_id, envelope.hotkey, page):
+    place = run_id, envelope.hotkey, page, scores_key(run_id, page)
+    if (found_run, hotkey, number, envelope.key) != place:
         raise RecordError("the scoreboard is of another run, hotkey or page than the place where it lay")
     if type(entries) is not list:
         raise RecordError("a scoreboard has a list of miners")
@@ -167,7 +169,7 @@ def scores_key(run_id: str, page: int) -> str:
 
 
 def _pages(board: Scoreboard) -> list[list[tuple[Any, ...]]]:
-    room = MAX_BOARD_BYTES - _ENVELOPE_BYTES - len(board.run_id.encode())
+    room = MAX_BOARD_BYTES - _ENVELOPE_BYTES - 2 * len(board.run_id.encode())  # it is in the key as well
     pages: list[list[tuple[Any, ...]]] = [[]]
     used = 0
     for miner in _by_weight(board.miners):

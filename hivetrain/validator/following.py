@@ -5,7 +5,7 @@ another one takes over where it was.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -130,10 +130,10 @@ class FollowedSwarm:
     def params(self, epoch: int) -> Mapping[str, torch.Tensor] | None:
         return self._opened().params(epoch)
 
-    def collect(self, key: str) -> Records:
+    def collect(self, key: str, wanted: Collection[bytes]) -> Records:
         assert self._observer is not None, "advance() comes first"
         try:
-            return self._observer.collect(key, self._options.timeout_s)
+            return self._observer.collect(key, wanted, self._options.timeout_s)
         except _FAULTS as error:
             raise SwarmFault(f"the DHT cannot be read: {error or type(error).__name__}") from error
 

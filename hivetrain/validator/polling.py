@@ -5,6 +5,7 @@ late, so each one is kept with its blocks and epochs, and one without a visible 
 """
 
 import logging
+from collections import defaultdict
 
 from hivetrain.averaging.updates import Followed
 from hivetrain.chain.base import Chain, Snapshot
@@ -47,10 +48,13 @@ class Poller:
         if not self._run.digest:
             raise SwarmFault("the run's params are not known yet: no peer has given them")
         run_id, (first, last) = self._admission.run_id, self._epochs()
-        records = {epoch: self._run.collect(work_key(run_id, epoch)) for epoch in range(first, last + 1)}
+        members = {hotkey_subkey(neuron.hotkey) for neuron in view.neurons}
+        records = {epoch: self._run.collect(work_key(run_id, epoch), members) for epoch in range(first, last + 1)}
         drawn = self._state.open_records("drawn != '[]' AND reveal IS NULL AND NOT looked_after")
-        epochs = sorted({record.contribution.swarm_epoch for record in drawn})
-        reveals = {epoch: self._run.collect(reveal_key(run_id, epoch)) for epoch in epochs}
+        due: dict[int, set[bytes]] = defaultdict(set)
+        for record in drawn:
+            due[record.contribution.swarm_epoch].add(hotkey_subkey(record.contribution.hotkey))
+        reveals = {epoch: self._run.collect(reveal_key(run_id, epoch), due[epoch]) for epoch in sorted(due)}
         block = self._chain.wait_block(view.block, self._timeout_s)
         visible = self._run.num_peers > 0
         with self._state.transaction():

@@ -1,6 +1,6 @@
 """What a validator needs to know of a run; ``following.py`` reads it off a swarm."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -45,8 +45,8 @@ class FollowedRun(Protocol):
         """The params of an epoch by name, while they are kept."""
         ...
 
-    def collect(self, key: str) -> Records:
-        """The records under a DHT key that their hotkeys signed: subkey -> (record, expiration)."""
+    def collect(self, key: str, wanted: Collection[bytes]) -> Records:
+        """The records under a DHT key and these subkeys that their hotkeys signed: subkey -> (record, expiration)."""
         ...
 
     def close(self) -> None:

@@ -27,7 +27,8 @@ from hivetrain.contribution.record import (
 from hivetrain.keys import Hotkey, verify
 
 KEY = Hotkey.from_seed(b"\x07" * 32)
-SIGNED_FIRST = b"hivetrain/contribution/1/envelope"
+SIGNED_FIRST = b"hivetrain/contribution/2/envelope"
+PLACES = {"contribution": "run-1_work_7", "reveal": "run-1_reveal_7"}
 EXPIRES = 1_800_000_000.25
 NAN, INFINITE = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
 
@@ -47,15 +48,15 @@ def reveal(log):
     return log.reveal(b"\x11" * 32, (1, 4), run_id="run-1", hotkey=KEY.address, swarm_epoch=7)
 
 
-def forge(kind: str, payload: bytes, key: Hotkey = KEY, expires: object = EXPIRES) -> bytes:
+def forge(kind: str, payload: bytes, key: Hotkey = KEY, expires: object = EXPIRES, place: object = None) -> bytes:
     """An envelope with a good signature over whatever is inside."""
-    fields = [kind, key.address, expires, payload]
+    fields = [kind, PLACES[kind] if place is None else place, key.address, expires, payload]
     signature = key.sign(SIGNED_FIRST + msgpack.packb(fields))
     return msgpack.packb([*fields, signature])
 
 
 def values_of(sealed: bytes) -> list:
-    return msgpack.unpackb(msgpack.unpackb(sealed)[3])
+    return msgpack.unpackb(msgpack.unpackb(sealed)[4])
 
 
 def refuses(data: object) -> bool:
@@ -67,10 +68,11 @@ def refuses(data: object) -> bool:
 
 
 def test_what_was_sealed_is_what_is_opened(contribution, reveal):
-    for record, opens in ((contribution, open_contribution), (reveal, open_reveal)):
+    kinds = {"contribution": (contribution, open_contribution), "reveal": (reveal, open_reveal)}
+    for kind, (record, opens) in kinds.items():
         sealed = seal(record, KEY, EXPIRES)
         assert opens(sealed) == record
-        assert sealed_by(sealed) == (KEY.address, EXPIRES)
+        assert sealed_by(sealed) == (KEY.address, PLACES[kind], EXPIRES)
         assert commitment(sealed) == hashlib.sha256(sealed).digest()
 
 
@@ -83,9 +85,9 @@ def test_the_bytes_of_a_leaf_never_change():
 
 def test_the_form_of_a_sealed_contribution_never_changes(contribution):
     fixed = dataclasses.replace(contribution, total=bytes(1024), root=bytes(32))
-    kind, address, expires, payload, signature = msgpack.unpackb(seal(fixed, KEY, EXPIRES))
-    assert (kind, address, expires) == ("contribution", KEY.address, EXPIRES)
-    assert verify(KEY.address, SIGNED_FIRST + msgpack.packb([kind, address, expires, payload]), signature)
+    kind, place, address, expires, payload, signature = msgpack.unpackb(seal(fixed, KEY, EXPIRES))
+    assert (kind, place, address, expires) == ("contribution", "run-1_work_7", KEY.address, EXPIRES)
+    assert verify(KEY.address, SIGNED_FIRST + msgpack.packb([kind, place, address, expires, payload]), signature)
     assert payload == msgpack.packb(
         [
             "run-1", KEY.address, "12D3KooWPeer", 7, "0123456789abcdef" * 4, contribution.rules, 1234,
@@ -108,11 +110,29 @@ def test_the_kind_is_signed(contribution):
 
 def test_the_expiration_is_signed(contribution):
     fields = msgpack.unpackb(seal(contribution, KEY, EXPIRES))
-    fields[2] += 1
+    fields[3] += 1
     with pytest.raises(RecordError, match="signature"):
         open_contribution(msgpack.packb(fields))
     with pytest.raises(RecordError, match="signature"):
         sealed_by(msgpack.packb(fields))
+
+
+@pytest.mark.parametrize(
+    "place", ["run-1_work_6", "run-2_work_7", "run-1_reveal_7", "run-1_scores_0", "", "x" * 641, 5]
+)
+def test_the_place_is_signed_and_must_be_the_records_own(contribution, place):
+    fields = msgpack.unpackb(seal(contribution, KEY, EXPIRES))
+    with pytest.raises(RecordError):
+        sealed_by(msgpack.packb([fields[0], place, *fields[2:]]))
+    with pytest.raises(RecordError, match="key"):
+        open_contribution(forge("contribution", fields[4], place=place))
+
+
+def test_a_reveal_is_refused_with_another_place(reveal):
+    payload = msgpack.unpackb(seal(reveal, KEY, EXPIRES))[4]
+    assert open_reveal(forge("reveal", payload)) == reveal
+    with pytest.raises(RecordError, match="another DHT key"):
+        open_reveal(forge("reveal", payload, place="run-1_work_7"))
 
 
 def test_only_the_named_hotkey_can_seal(contribution, stranger):
@@ -120,8 +140,8 @@ def test_only_the_named_hotkey_can_seal(contribution, stranger):
         seal(contribution, stranger, EXPIRES)
     fields = msgpack.unpackb(seal(contribution, KEY, EXPIRES))
     with pytest.raises(RecordError, match="signature"):
-        open_contribution(msgpack.packb([fields[0], stranger.address, *fields[2:]]))
-    copied = forge("contribution", fields[3], stranger)
+        open_contribution(msgpack.packb([*fields[:2], stranger.address, *fields[3:]]))
+    copied = forge("contribution", fields[4], stranger)
     assert sealed_by(copied)[0] == stranger.address
     with pytest.raises(RecordError, match="names another hotkey"):
         open_contribution(copied)
@@ -254,12 +274,12 @@ def test_a_contribution_has_a_smaller_limit_than_a_reveal():
     payload = bytes(MAX_RECORD_BYTES)
     with pytest.raises(RecordError, match="more than 4096"):
         sealed_by(forge("contribution", payload))
-    assert sealed_by(forge("reveal", payload)) == (KEY.address, EXPIRES)
+    assert sealed_by(forge("reveal", payload)) == (KEY.address, PLACES["reveal"], EXPIRES)
 
 
 def test_other_spellings_of_the_same_values_are_refused(contribution):
     sealed = seal(contribution, KEY, EXPIRES)
-    kind, address, expires, payload, signature = msgpack.unpackb(sealed)
+    kind, _, _, _, payload, _ = msgpack.unpackb(sealed)
     epoch_at = payload.index(contribution.peer_id.encode()) + len(contribution.peer_id)
     assert payload[epoch_at] == 7
     for spelling in (b"\xcc\x07", b"\xcd\x00\x07", b"\xd0\x07"):
@@ -269,7 +289,7 @@ def test_other_spellings_of_the_same_values_are_refused(contribution):
             open_contribution(forge("contribution", longer))
     with pytest.raises(RecordError):
         open_contribution(forge("contribution", payload + b"\xc0"))
-    as_text = b"\x95\xd9" + bytes([len(kind)]) + sealed[2:]
+    as_text = b"\x96\xd9" + bytes([len(kind)]) + sealed[2:]
     assert msgpack.unpackb(as_text) == msgpack.unpackb(sealed)
     with pytest.raises(RecordError, match="canonical"):
         sealed_by(as_text)

@@ -15,17 +15,18 @@ from hivetrain.keys import Hotkey
 
 KEY = Hotkey.from_seed(b"\x07" * 32)
 EXPIRES = 1_800_000_000.25
+PLACES = {"contribution": "r_work_1", "reveal": "r_reveal_1"}
 
 
 def forge(kind: str, payload: bytes, key: Hotkey = KEY, expires: object = EXPIRES) -> bytes:
     """An envelope with a good signature over whatever is inside."""
-    fields = [kind, key.address, expires, payload]
-    signature = key.sign(b"hivetrain/contribution/1/envelope" + msgpack.packb(fields))
+    fields = [kind, PLACES[kind], key.address, expires, payload]
+    signature = key.sign(b"hivetrain/contribution/2/envelope" + msgpack.packb(fields))
     return msgpack.packb([*fields, signature])
 
 
 def values_of(sealed: bytes) -> list:
-    return msgpack.unpackb(msgpack.unpackb(sealed)[3])
+    return msgpack.unpackb(msgpack.unpackb(sealed)[4])
 
 
 def refuses(data: object) -> bool:

@@ -1,5 +1,8 @@
+import dataclasses
+
 import msgpack
 import pytest
+from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord
 from hivemind.utils import get_dht_time
 from synthetic import SETTINGS, hotkeys, status
@@ -106,8 +109,6 @@ def test_settings_are_believed_only_under_their_own_hash():
 
 
 def test_settings_of_other_types_are_refused_even_under_their_own_hash():
-    import dataclasses
-
     odd = dataclasses.replace(SETTINGS, target_batch_size="<b>many</b>")
     assert parse_settings(odd.to_bytes(), odd.fingerprint) is None
 
@@ -140,17 +141,26 @@ def test_a_scoreboard_of_256_miners_is_told_in_pages_that_the_dht_takes():
     for page, (key, data) in enumerate(sealed):
         assert key == scores_key("run", page)
         assert len(data) <= MAX_BOARD_BYTES
-        record = DHTRecord(b"k", msgpack.packb(hotkey_subkey(validator.address)), msgpack.packb(data), expires)
-        assert HotkeyRecords().validate(record)
+        place, subkey = DHTID.generate(source=key).to_bytes(), msgpack.packb(hotkey_subkey(validator.address))
+        assert HotkeyRecords().validate(DHTRecord(place, subkey, msgpack.packb(data), expires))
+        elsewhere = DHTID.generate(source=scores_key("run", page + 1)).to_bytes()
+        assert not HotkeyRecords().validate(DHTRecord(elsewhere, subkey, msgpack.packb(data), expires))
     (found,) = read_back(sealed).values()
     assert {line.hotkey: line for line in found.miners} == {line.hotkey: line for line in board.miners}
+
+
+def test_pages_of_a_run_with_the_longest_name_fit():
+    validator = Hotkey.throwaway()
+    board = dataclasses.replace(board_of(256, validator), run_id="r" * 512)
+    assert len(seal_scoreboard(board, validator, get_dht_time() + 600)) > 1
 
 
 def test_another_hotkey_cannot_write_a_validators_page():
     validator, other = Hotkey.throwaway(), Hotkey.throwaway()
     expires = get_dht_time() + 600
-    ((_, data),) = seal_scoreboard(board_of(1, other), other, expires)
-    record = DHTRecord(b"k", msgpack.packb(hotkey_subkey(validator.address)), msgpack.packb(data), expires)
+    ((key, data),) = seal_scoreboard(board_of(1, other), other, expires)
+    place = DHTID.generate(source=key).to_bytes()
+    record = DHTRecord(place, msgpack.packb(hotkey_subkey(validator.address)), msgpack.packb(data), expires)
     assert not HotkeyRecords().validate(record)
     with pytest.raises(RecordError, match="the key is"):
         seal_scoreboard(board_of(1, validator), other, expires)

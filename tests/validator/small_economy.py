@@ -237,10 +237,10 @@ class FollowedWorld:
     def params(self, epoch):
         return self.world.params[epoch] if self.epoch - epoch < self.keep else None
 
-    def collect(self, key):
+    def collect(self, key, wanted):
         if self.down:
             raise SwarmFault("no answer")
-        return dict(self.world.dht.get(key, {}))
+        return {subkey: record for subkey, record in self.world.dht.get(key, {}).items() if subkey in wanted}
 
     def close(self):
         pass

@@ -257,7 +257,7 @@ class Lonely(FollowedWorld):
         self.num_peers, self.caught_up = 0, False
         return followed
 
-    def collect(self, key):
+    def collect(self, key, wanted):
         return {}
 
 
