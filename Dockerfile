@@ -27,7 +27,7 @@ RUN pip install -c /src/constraints.txt torch
 
 FROM torch-${DEVICE} AS build
 COPY . /app
-RUN pip install -c /app/constraints.txt "/app[chain,wandb,plot]" && rm -rf /app/hivetrain /app/build /app/*.egg-info
+RUN pip install -c /app/constraints.txt "/app[chain,wandb,plot,energy]" && rm -rf /app/hivetrain /app/build /app/*.egg-info
 
 FROM base AS runtime
 COPY --from=build /opt/hivetrain /opt/hivetrain

@@ -1,4 +1,5 @@
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def test_the_image_runs_a_bootstrap_server_that_its_health_check_asks():
     assert SERVICES["miner-1"]["environment"] == {"HIVETRAIN_INITIAL_PEERS": f"http://bootstrap:{args.port}"}
     volume = SERVICES["bootstrap"]["volumes"][0].partition(":")[2]
     assert args.identity_path.startswith(volume + "/"), "the identity has to outlive the container"
+
+
+def test_the_image_has_every_extra_of_a_running_program():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.search(r"/app\[(.*?)\]", DOCKERFILE)[1].split(",")) == set(extras) - {"dev"}
 
 
 def test_volumes_and_dependencies_are_declared():
