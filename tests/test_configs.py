@@ -21,6 +21,11 @@ def test_there_are_configurations() -> None:
     assert {path.name for path in CONFIGS} >= {"miner.yaml", "hiveminer.yaml"}
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_no_configuration_suggests_the_logger_that_tells_of_its_owner(path: Path) -> None:
+    assert "WandbLogger" not in path.read_text()
+
+
 MINERS = [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in CONFIGS if "miner" in path.name]
 
 
