@@ -4,6 +4,7 @@ The surprising fact: uvicorn raises the signal that stopped it once more when it
 exception, and what a program has opened is closed on every way out.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -13,10 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hivetrain.errors import UserError
 
+REQUEST_S = 12.0  # longer than any handler waits for a body, so that it can say what is wrong
 _BACKLOG = 512
 
 
@@ -60,9 +64,16 @@ def url_of(listener: socket.socket) -> str:
 
 
 def http_config(app: Callable[..., Any], max_connections: int) -> uvicorn.Config:
-    """How an application is served: logs are the program's own, and nobody waits long for an open connection."""
+    """How an application is served: logs are the program's own, and nobody waits long for an open connection.
+
+    Args:
+        app: the ASGI application.
+        max_connections: beyond them requests are refused with status 503. One whose request is not complete within
+            ``REQUEST_S`` is closed, so that silent ones cannot keep others out for ever.
+    """
     return uvicorn.Config(
         app,
+        http=_PromptProtocol,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -101,6 +112,45 @@ def write_atomically(path: Path, content: str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+class _PromptProtocol(H11Protocol):
+    """Closes a connection on which a request, the first or a later one, is not complete in time.
+
+    uvicorn alone bounds the pause between two requests, and even that only until the first byte of the next one. A
+    request that is complete may be answered as slowly and for as long as the application likes.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._stop()  # this was the end of a request, one that was answered before it ended
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._stop()
+        elif self._timer is None:  # a drop now and then wins no time
+            self._timer = self.loop.call_later(REQUEST_S, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class _Terminated(BaseException):
