@@ -76,9 +76,9 @@ class Collector:
         self._settings: RunSettings | None = None
         self._fingerprint = b""
         self._boards: dict[str, Scoreboard] = {}
-        self._proven: dict[str, str] = {}
+        self._signed: dict[str, str] = {}  # hotkey -> peer id
         self._told: dict[str, Status] = {}
-        self._proven_epoch = -1
+        self._signed_epoch = -1
         self._ticked_at = self._kept_at = self._boards_at = self._pruned_at = float("-inf")
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)  # not in the history yet
         self._ticks: deque[Tick] = deque(maxlen=MAX_EVENTS)
@@ -168,11 +168,12 @@ class Collector:
             self._fingerprint, self._settings = fingerprint, self._reader.settings(fingerprint)
         if self._chain_view is None:
             return
-        if view.epoch > self._proven_epoch + 1:
-            self._proven |= self._reader.hotkeys(view.epoch - 1)
-            self._proven_epoch = view.epoch - 1
-            live = {member.peer_id for member in self._roster.members}
-            self._proven = {peer: hotkey for peer, hotkey in self._proven.items() if peer in live}
+        if view.epoch > self._signed_epoch + 1:
+            statuses = (member.status for member in self._roster.members)
+            named = {status.hotkey for status in statuses if status is not None and status.hotkey is not None}
+            signed = self._signed | self._reader.peers_of(named, view.epoch - 1)
+            self._signed = {hotkey: peer for hotkey, peer in signed.items() if hotkey in named}
+            self._signed_epoch = view.epoch - 1
         if self._clock() - self._boards_at >= _BOARDS_S and self._chain_view.snapshot is not None:
             self._boards_at = self._clock()
             self._boards = self._reader.scoreboards(self._chain_view.is_validator)
@@ -261,7 +262,7 @@ class Collector:
             "epochs": [asdict(line) for line in lines],
             "ticks": [asdict(tick) for tick in ticks],
         }
-        self._feed.publish(parts, miner_rows(members, view, chain, self._proven), additions)
+        self._feed.publish(parts, miner_rows(members, view, chain, self._signed), additions)
 
     def _say(self, fault: str, now: float) -> None:
         if fault and not self._error:

@@ -7,7 +7,7 @@ peers publish them under that hash, so what most peers have is found here and ca
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -121,18 +121,11 @@ class RunReader:
             page += 1
         return boards
 
-    def hotkeys(self, swarm_epoch: int) -> dict[str, str]:
-        """Who says, signed by its hotkey, to work as which peer: peer id -> hotkey. Raises TimeoutError."""
-        found: dict[str, str] = {}
-        entries = self._call(self._entries(work_key(self.run_id, swarm_epoch), lambda key: _address(key) != ""))
-        for subkey, (value, _) in entries.items():
-            try:
-                work = open_contribution(value)
-            except RecordError:
-                continue
-            if subkey == hotkey_subkey(work.hotkey):
-                found[work.peer_id] = work.hotkey
-        return found
+    def peers_of(self, hotkeys: Container[str], swarm_epoch: int) -> dict[str, str]:
+        """For which peer each of these hotkeys has signed work of an epoch: hotkey -> peer id. Raises TimeoutError."""
+        key = work_key(self.run_id, swarm_epoch)
+        entries = self._call(self._entries(key, lambda subkey: _address(subkey) in hotkeys))
+        return parse_work(entries, self.run_id, swarm_epoch)
 
     async def _both(self) -> tuple[dict[bytes, tuple[bytes, float]], dict[bytes, tuple[bytes, float]]]:
         keys = (f"{self.run_id}_progress", status_key(self.run_id))
@@ -203,6 +196,19 @@ def parse_settings(data: Any, fingerprint: bytes) -> RunSettings | None:
     if any(not isinstance(text, str) or len(text) > 64 for text in texts):
         return None
     return settings if settings.fingerprint == fingerprint else None
+
+
+def parse_work(entries: Mapping[bytes, tuple[bytes, float]], run_id: str, swarm_epoch: int) -> dict[str, str]:
+    """What untrusted contributions under the epoch's key say: hotkey -> the peer for which it signed."""
+    found: dict[str, str] = {}
+    for subkey, (value, _) in entries.items():
+        try:
+            work = open_contribution(value)
+        except RecordError:
+            continue
+        if (work.run_id, work.swarm_epoch, hotkey_subkey(work.hotkey)) == (run_id, swarm_epoch, subkey):
+            found[work.hotkey] = work.peer_id
+    return found
 
 
 def merge_page(boards: dict[str, Scoreboard], found: Scoreboard, page: int) -> None:

@@ -1,7 +1,7 @@
 """The tables that people see: swarm, miners, validators, weights. Pure: from what was read to plain JSON values.
 
-Surprising fact: a hotkey in a status record is a claim. It is shown as proven only if a contribution that the hotkey
-signed names the same peer.
+Surprising fact: a hotkey in a status record is a claim, and so is a peer in a contribution. A hotkey is shown as proven
+only where the peer names the hotkey and the hotkey the peer, each in a record that nobody else can write.
 """
 
 import math
@@ -118,7 +118,7 @@ def chain_table(chain: ChainView | None) -> dict[str, Any] | None:
 
 
 def miner_rows(
-    members: Sequence[Member], view: SwarmView, chain: ChainView | None, proven: Mapping[str, str]
+    members: Sequence[Member], view: SwarmView, chain: ChainView | None, signed: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """One row for each peer, and for each miner on the chain that is no peer.
 
@@ -126,17 +126,18 @@ def miner_rows(
         members: peers, also those that are gone.
         view: the run.
         chain: None without one.
-        proven: peer id to the hotkey that signed for it.
+        signed: hotkey to the peer for which it signed.
     """
     epochs = {peer.peer_id: peer for peer in view.peers}
     strangers = {peer.peer_id for peer in view.strangers}
-    rows, hotkeys, taken = [], set(), set(proven.values())
+    rows, hotkeys = [], set()
     for member in members:
-        hotkey = proven.get(member.peer_id) or (member.status.hotkey if member.status is not None else None)
-        usurped = hotkey in taken and member.peer_id not in proven
+        hotkey = member.status.hotkey if member.status is not None else None
+        signed_for = signed.get(hotkey) if hotkey is not None else None
+        usurped = signed_for is not None and signed_for != member.peer_id
         here = epochs.get(member.peer_id)
         row = _blank(member.peer_id, hotkey) | _peer_columns(member) | {
-            "hotkey_proven": member.peer_id in proven,
+            "hotkey_proven": signed_for == member.peer_id,
             "usurped": usurped,
             "stranger": member.peer_id in strangers,
             "in_step": here is not None and here.epoch == view.epoch and here.digest == view.digest,
@@ -202,7 +203,7 @@ def _blank(key: str, hotkey: str | None) -> dict[str, Any]:
         "usurped": False,
         "stranger": False,
         "in_step": False,
-        "presence": "not in the swarm",
+        "presence": "named by no peer",
     }
     return {"key": key, "hotkey": hotkey, **dict.fromkeys(names), **extra}
 
@@ -261,11 +262,11 @@ def _why(row: Mapping[str, Any], chain: ChainView | None) -> str:
     if row["stranger"]:
         return "Its settings are not the run's, so nobody averages with it."
     if row["usurped"]:
-        return "It claims a hotkey that another peer has proven to be its own."
+        return "Its hotkey has signed for another peer."
     if chain is None:
         return "No chain was given."
     if row["hotkey"] is None:
-        return "It names no hotkey, so nobody can pay it."
+        return "It names no hotkey in a status record, so its pay is not shown."
     if row["uid"] is None:
         return "Its hotkey is not registered." if chain.snapshot is not None else "The chain has not answered yet."
     lines = chain.lines.get(row["hotkey"], [])

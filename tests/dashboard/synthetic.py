@@ -73,7 +73,7 @@ class FakeReader:
         self.clock, self.epoch, self.size = clock, epoch, peers
         self.peers = {number: {} for number in range(peers)}
         self.hotkey_of = dict(enumerate(hotkeys))
-        self.left, self.extra_progress, self.extra_statuses = set(), {}, {}
+        self.left, self.extra_progress, self.extra_statuses, self.signed = set(), {}, {}, {}
         self.boards, self.fault, self.ttl_s = {}, None, 10.0
 
     def read(self):
@@ -94,8 +94,9 @@ class FakeReader:
     def scoreboards(self, is_validator):
         return {hotkey: board for hotkey, board in self.boards.items() if is_validator(hotkey)}
 
-    def hotkeys(self, epoch):
-        return {peer_id(n): hotkey for n, hotkey in self.hotkey_of.items() if n % 2 == 0}
+    def peers_of(self, hotkeys, epoch):
+        signed = {hotkey: peer_id(n) for n, hotkey in self.hotkey_of.items() if n % 2 == 0} | self.signed
+        return {hotkey: peer for hotkey, peer in signed.items() if hotkey in hotkeys}
 
 
 class FakeChain:

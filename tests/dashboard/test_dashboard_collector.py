@@ -37,22 +37,6 @@ def test_the_picture_is_what_the_peers_and_the_chain_say(scene):
     assert first["energy_j"] is None
 
 
-def test_a_hotkey_is_proven_only_by_what_it_signed(scene):
-    scene.step()
-    assert [row["hotkey_proven"] for row in rows(scene).values()] == [True, False, True]
-
-
-def test_a_forged_claim_to_a_hotkey_does_not_replace_the_proof(scene):
-    scene.reader.peers[1] = {"hotkey": scene.reader.hotkey_of[0]}
-    scene.reader.peers[0] = {"hotkey": None}
-    scene.step()
-    found = rows(scene)
-    assert found[peer_id(0)]["hotkey"] == scene.reader.hotkey_of[0]
-    assert found[peer_id(0)]["hotkey_proven"]
-    assert (found[peer_id(1)]["uid"], found[peer_id(1)]["incentive"]) == (None, None)
-    assert found[peer_id(1)]["why"] == "It claims a hotkey that another peer has proven to be its own."
-
-
 def test_who_leaves_in_order_has_left_and_who_falls_silent_is_lost(scene):
     scene.step()
     del scene.reader.peers[0]
@@ -177,7 +161,7 @@ def test_the_reason_of_a_validator_that_objects_is_shown(scene):
 def test_a_registered_miner_that_is_not_in_the_swarm_has_a_row(tmp_path):
     scene = Scene(tmp_path / "h.sqlite3", peers=1, extra_miners=1)
     scene.step()
-    assert sorted(row["presence"] for row in rows(scene).values()) == ["live", "not in the swarm"]
+    assert sorted(row["presence"] for row in rows(scene).values()) == ["live", "named by no peer"]
     scene.close()
 
 
