@@ -5,6 +5,7 @@ plugin as in the miner's Trainer, so there is no second implementation of a trai
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from hivetrain.contribution.record import Contribution, Position
 from hivetrain.contribution.sketch import Sketcher
 from hivetrain.data.reader import Place, SlotReader
+
+logger = logging.getLogger(__name__)
 
 # By the precision in which a miner trains, that in which its work is replayed by default.
 REPLAYED_IN = {"32-true": "32-true", "16-mixed": "32-true", "bf16-mixed": "bf16-mixed"}
@@ -56,8 +59,9 @@ class Replayer:
         device: where to compute; may be weaker than the miners'.
         precision: of all replays, one of ``REPLAY_PRECISIONS``, such as fp32 where bf16 is slow; what differs is then
             replayed in the miner's. None: always in the miner's, or fp32 for fp16.
-        rows: sequences to compute at a time; None: the whole microbatch. Only for losses that are a mean over
-            sequences, as a language model's on full blocks is.
+        rows: sequences to compute at a time, half as many from then on where these do not fit into a GPU's memory.
+            Only for losses that are a mean over sequences, as a language model's on full blocks is; None for others:
+            always the whole microbatch.
 
     Raises:
         PrecisionError: ``precision`` is none of those.
@@ -118,6 +122,7 @@ class Replayer:
             PrecisionError: work in its precision cannot be replayed.
             AssignmentError: the data have no such place.
             DataError: a unit cannot be read, or the place is out of the reader's reach.
+            torch.OutOfMemoryError: not even one sequence fits, or not the whole where ``rows`` is None.
         """
         batch, place = self.reader.batch(slot, place_of(contribution.first), offset, contribution.batch_size)
         precision = precision or self.precision_for(contribution.precision)
@@ -140,7 +145,22 @@ class Replayer:
         """Mean loss and mean gradient of a batch on the loaded params, in the order of ``params``."""
         plugin = MixedPrecision("bf16-mixed", self.device.type) if precision == "bf16-mixed" else Precision()
         count = len(next(iter(batch.values())))
-        rows = self.rows or count
+        while True:
+            rows = min(self.rows or count, count)
+            try:
+                return self._gradients(batch, plugin, count, rows)
+            except torch.OutOfMemoryError:
+                if self.rows is None or rows == 1:
+                    raise
+            self.rows = rows // 2
+            logger.warning("a replay of %d sequences at a time does not fit into memory: trying %d", rows, self.rows)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _gradients(
+        self, batch: Mapping[str, torch.Tensor], plugin: Precision, count: int, rows: int
+    ) -> tuple[float, list[torch.Tensor | None]]:
+        """The same over pieces of so many rows."""
         total = 0.0
         cuda = [self.device] if self.device.type == "cuda" else []
         try:

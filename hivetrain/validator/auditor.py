@@ -24,7 +24,7 @@ class Auditor:
         compression: of its exchange; decides how well sums of sketches must agree.
         device: where to replay.
         precision: of the replays: ``32-true`` or ``bf16-mixed``; None: each miner's own.
-        rows: sequences to compute at a time; None: a whole microbatch.
+        rows: sequences to compute at a time, as of :class:`Replayer`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Auditor:
 
         Raises:
             DataError: the data cannot be read now.
-            torch.OutOfMemoryError: a microbatch does not fit.
+            torch.OutOfMemoryError: a replay does not fit.
         """
         work = record.contribution
         assert record.drawn is not None

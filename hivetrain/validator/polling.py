@@ -63,6 +63,7 @@ class Poller:
             for record in drawn:
                 self._look_for_reveal(record, reveals[record.contribution.swarm_epoch], view.block, visible)
             if visible:
+                self._warn_of_gap(block)
                 self._state.add_poll(view.block, block, first, last, self._run.caught_up)
         if not visible:
             raise SwarmFault("no peer of the run is visible")
@@ -80,6 +81,17 @@ class Poller:
         if entry.update is None or entry.update.average is None or self._auditor.sum_tolerance is None:
             return None
         return self._auditor.sketch(entry.epoch, entry.params_digest, entry.update.average)
+
+    def _warn_of_gap(self, block: int) -> None:
+        """Says that late records could pass for early ones since the last poll, as where replays take too long."""
+        last_began, lag = self._state.last_poll(), self._admission.rules.beacon_lag
+        if last_began is not None and block - last_began >= lag:
+            logger.warning(
+                "%d blocks since the last look at the swarm: records that were made after their beacon could not be "
+                "told from earlier ones, which takes a look every %d blocks. If replays are what takes so long, give "
+                "them a faster replay.device or lower replay.most_rows",
+                block - last_began, lag,
+            )  # fmt: skip
 
     def _epochs(self) -> tuple[int, int]:
         """First and last epoch to read: all that may have had records since the last poll, and the next one."""

@@ -148,6 +148,33 @@ def test_a_replay_of_a_few_sequences_at_a_time_gives_the_same_gradient(model):
     assert judge(miner, miner.mine(), 0, 2, model=model, rows=3).leaves[1].sketch_error < 1e-5
 
 
+class SmallMemory(CausalLM):
+    """Stands for a GPU in which so many sequences fit."""
+
+    fits = 8
+
+    def training_step(self, batch, batch_idx):
+        if len(batch["input_ids"]) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_replay_that_does_not_fit_into_memory_is_made_in_smaller_pieces(model, caplog):
+    miner = Miner(model)
+    contribution, small = miner.mine(2), copy.deepcopy(model)
+    small.__class__, small.fits = SmallMemory, 2
+    miner.params = optimizer_params(small)
+    replayer = Replayer(small, miner.params, miner.reader, rows=16)
+    for _ in range(2):
+        found = audit(contribution, miner.reveal(0), (0,), SEED, SLOT, replayer)
+        assert found.verdict is Verdict.PASSED, found.reason
+    assert [record.args for record in caplog.records] == [(8, 4), (4, 2)]  # the second replay begins with what fits
+    small.fits = 0
+    for rows in (16, None):  # not in pieces: the loss may be no mean over sequences
+        with pytest.raises(torch.OutOfMemoryError):
+            judge(miner, contribution, 0, model=small, rows=rows)
+
+
 def test_params_are_loaded_by_name_and_all_of_them(model):
     state = {name: param.detach() + 1 for name, param in model.named_parameters()}
     replayer = Miner(model).replayer

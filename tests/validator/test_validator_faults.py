@@ -4,7 +4,7 @@ import itertools
 import logging
 
 import pytest
-from small_economy import TEMPO, FollowedWorld, Miner, Station, T, World, epoch_of, soon
+from small_economy import AUDITS, TEMPO, FollowedWorld, Miner, Station, T, World, epoch_of, soon
 
 from hivetrain.chain.base import Code, LedgerError, Outcome, Receipt
 from hivetrain.chain.local import LocalChain
@@ -431,6 +431,25 @@ def test_a_failed_transaction_leaves_nothing(tmp_path):
 def test_options_out_of_range_are_refused(options, arguments, message):
     with pytest.raises(UserError, match=message):
         options(**arguments)
+
+
+def test_a_validator_that_looks_too_seldom_to_tell_late_records_says_so(world, faulty, caplog):
+    miner = Miner(world, "miner")
+
+    def gaps():
+        return [record.args for record in caplog.records if "since the last look" in record.message]
+
+    epoch_of(world, miner, stations=[faulty], blocks=AUDITS.beacon_lag - 1)
+    assert gaps() == []
+    world.advance(AUDITS.beacon_lag)  # a replay takes so long
+    faulty.round()
+    assert gaps() == [(AUDITS.beacon_lag, AUDITS.beacon_lag)]
+
+
+def test_a_validator_bounds_memory_and_time_of_a_replay_unless_told_otherwise():
+    options = ReplayOptions()
+    assert 1 <= options.rows <= 8
+    assert options.most_rows <= 64
 
 
 def test_the_submission_needs_a_registered_hotkey(world, faulty):
