@@ -6,14 +6,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
 
 def test_a_wheel_holds_every_file_of_the_package(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(ROOT / "hivetrain", source / "hivetrain", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
