@@ -33,8 +33,15 @@ class EpochFiles:
         save_file({name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, path, metadata)
 
     def settle(self) -> None:
-        """What was staged is true: keeps it, and removes the oldest epochs."""
-        for path in sorted(self.directory.glob("epoch-*.staged")):
+        """What was staged is true: keeps it, and removes the oldest epochs, and those beyond it: the run has gone back.
+
+        These go first, the newest before the others, so that a program that is killed never finds them beside it.
+        """
+        staged = sorted(self.directory.glob("epoch-*.staged"))
+        for epoch in reversed(self._epochs()):
+            if staged and epoch > _number(staged[-1]):
+                self._path(epoch).unlink(missing_ok=True)
+        for path in staged:
             os.replace(path, path.with_suffix(".safetensors"))
         for epoch in self._epochs()[: -self._keep]:
             self._path(epoch).unlink(missing_ok=True)
@@ -51,12 +58,12 @@ class EpochFiles:
                 return Snapshot(epoch, file.metadata()["digest"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return None
 
-    def params(self, epoch: int) -> dict[str, torch.Tensor] | None:
-        """The params of an epoch by name, or None."""
+    def params(self, epoch: int) -> tuple[str, dict[str, torch.Tensor]] | None:
+        """The params of an epoch, their digest and they by name, or None."""
         try:
             with safe_open(self._path(epoch), "pt") as file:
                 names = [name for name in file.keys() if name.startswith("param/")]  # noqa: SIM118
-                return {name.removeprefix("param/"): file.get_tensor(name) for name in names}
+                return file.metadata()["digest"], {n.removeprefix("param/"): file.get_tensor(n) for n in names}
         except (OSError, SafetensorError):
             return None
 
@@ -75,4 +82,8 @@ class EpochFiles:
         return self.directory / f"epoch-{epoch:012d}.safetensors"
 
     def _epochs(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.directory.glob("epoch-*.safetensors"))
+        return sorted(map(_number, self.directory.glob("epoch-*.safetensors")))
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("epoch-"))

@@ -119,8 +119,8 @@ class Follower:
                     return followed + done
         return followed + self._resynchronise(view)
 
-    def params(self, epoch: int) -> dict[str, torch.Tensor] | None:
-        """The params of an epoch by name, on CPU; None if they are not kept (any more)."""
+    def params(self, epoch: int) -> tuple[str, dict[str, torch.Tensor]] | None:
+        """The params of an epoch, their digest and they by name, on CPU; None if they are not kept (any more)."""
         return self._files.params(epoch)
 
     def _should_move(self, view: SwarmView) -> bool:

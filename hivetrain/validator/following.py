@@ -127,7 +127,7 @@ class FollowedSwarm:
         self._caught_up = bool(view.peers) and view.epoch <= self.epoch
         return followed
 
-    def params(self, epoch: int) -> Mapping[str, torch.Tensor] | None:
+    def params(self, epoch: int) -> tuple[str, Mapping[str, torch.Tensor]] | None:
         return self._opened().params(epoch)
 
     def collect(self, key: str, wanted: Collection[bytes]) -> Records:

@@ -41,8 +41,8 @@ class FollowedRun(Protocol):
         """Follows the run as far as it has gone; returns the epochs that have ended since, in order."""
         ...
 
-    def params(self, epoch: int) -> Mapping[str, torch.Tensor] | None:
-        """The params of an epoch by name, while they are kept."""
+    def params(self, epoch: int) -> tuple[str, Mapping[str, torch.Tensor]] | None:
+        """The params of an epoch, their digest and they by name, while they are kept."""
         ...
 
     def collect(self, key: str, wanted: Collection[bytes]) -> Records:

@@ -122,8 +122,9 @@ class World:
                     param -= 0.1 * part.view_as(param)
         self.epoch += 1
         self.digest = params_digest(self.model)
-        self.params[self.epoch] = {name: param.detach().clone() for name, param in self.model.named_parameters()}
-        self.replayer.load(self.params[self.epoch])
+        params = {name: param.detach().clone() for name, param in self.model.named_parameters()}
+        self.params[self.epoch] = self.digest, params
+        self.replayer.load(params)
         self.sketcher = Sketcher(sketch_seed(RUN, self.epoch, self.digest), [p.numel() for p in self.trainable])
 
 

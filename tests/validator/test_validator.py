@@ -373,6 +373,22 @@ def test_a_run_that_goes_back_is_followed_back(world, station):
     assert found[1] in (Verdict.PASSED, Verdict.NOT_DRAWN)
 
 
+def test_honest_work_of_a_run_that_went_back_is_not_replayed_on_the_params_that_came_after(world):
+    world.rules = replace(AUDITS, probability=1.0)
+    station, miner = Station(world, "strict", replays=False), Miner(world, "miner")
+    world.advance_to(TEMPO)
+    miner.contribute()
+    station.round()
+    world.finish_epoch(miner)
+    station.round()  # a round has it, and its beacon is still to come
+    world.epoch = -1
+    world._move(None)
+    settle(world, station)
+    assert station.verdicts(miner) == {0: Verdict.UNJUDGED}
+    assert station.reasons(miner) == ["The params of swarm epoch 0 are others now: the run has gone back."]
+    station.close()
+
+
 # Audits
 
 
