@@ -44,6 +44,8 @@ class Tolerance:
 
 # By the precision in which the miner trains. Measured: benchmarks/tolerance.py.
 TOLERANCES = dict.fromkeys(REPLAYED_IN, Tolerance(sketch=0.02, loss=0.005))
+# Of a total beside the sum of all its leaves, relative to the sum of their lengths: rounding of fp32 is below 1e-6.
+TOTAL_TOLERANCE = 1e-4
 # Of ``check_sum``, by the swarm's compression; powersgd drops most of a gradient by design and cannot be checked.
 SUM_TOLERANCES: dict[str, float] = {"none": 1e-4, "fp16": 0.01, "int8": 0.05}
 
@@ -181,7 +183,7 @@ def _wrong_reveal(contribution: Contribution, reveal: Reveal, drawn: Sequence[in
         leaf_hash = revealed.leaf.hash
         if not merkle.verify(contribution.root, contribution.microbatches, revealed.index, leaf_hash, revealed.path):
             return f"Leaf {revealed.index} is not the one it committed to."
-    return _wrong_offsets(contribution, reveal)
+    return _wrong_offsets(contribution, reveal) or _wrong_total(contribution, reveal)
 
 
 def _wrong_offsets(contribution: Contribution, reveal: Reveal) -> str | None:
@@ -193,6 +195,19 @@ def _wrong_offsets(contribution: Contribution, reveal: Reveal) -> str | None:
             return f"Leaf {revealed.index} cannot begin {revealed.leaf.offset} blocks after its first one."
         least = left_out
     return None
+
+
+def _wrong_total(contribution: Contribution, reveal: Reveal) -> str | None:
+    """Whether the total is not the sum of the leaves, where all of them are revealed."""
+    if len(reveal.leaves) < contribution.microbatches:
+        return None
+    parts = [contribution.batch_size * revealed.leaf.vector.double() for revealed in reveal.leaves]
+    distance = float((torch.stack(parts).sum(0) - sketch_vector(contribution.total).double()).norm())
+    # Relative to the lengths, not to the sum: leaves that cancel out leave their rounding, and what underflows nothing.
+    length = max(sum(float(part.norm()) for part in parts), 1e-30)
+    if distance <= TOTAL_TOLERANCE * length:
+        return None
+    return f"Its total is not the sum of its leaves, which are all revealed: off by {distance / length:.2g}."
 
 
 def _wrong_data(contribution: Contribution, slot: int, reader: SlotReader) -> str | None:

@@ -337,6 +337,34 @@ def test_a_missing_or_wrong_reveal_counts_against_the_miner(model):
     assert verdict(replace(honest, leaves=(cut, honest.leaves[1])), 1, 2) == expected
 
 
+def test_a_total_that_is_not_the_sum_of_its_leaves_fails_where_all_are_shown(model):
+    miner = Miner(model)
+    honest = miner.mine(3)
+    for factor, verdict in ((100, Verdict.FAILED), (-1, Verdict.FAILED), (1.001, Verdict.FAILED), (1, Verdict.PASSED)):
+        forged = replace(honest, total=sketch_bytes(factor * miner.log.total))
+        found = judge(miner, forged, 0, 1, 2, model=model)
+        assert found.verdict is verdict, found.reason
+        assert ("total is not the sum of its leaves" in found.reason) == (not found.leaves) == (factor != 1)
+    assert judge(miner, replace(honest, total=sketch_bytes(100 * miner.log.total)), 0, 1, model=model).leaves
+
+
+@pytest.mark.parametrize("scale", [1e36, 1.0, 1e-20, 1e-39, 0.0])
+def test_no_total_that_is_summed_in_fp32_counts_against_a_miner(model, scale):
+    """Not even where leaves cancel out or fp32 runs out of digits, in whatever order they are summed."""
+    miner = Miner(model)
+    torch.manual_seed(0)
+    sketches = [(scale * torch.randn(SKETCH_SIZE, dtype=torch.float64)).float() for _ in range(3)]
+    for sketch in (*sketches, *(-sketch for sketch in sketches), torch.full((SKETCH_SIZE,), scale / 1e7)):
+        offset = BATCH_SIZE * miner.log.microbatches
+        miner.log.add(Position(0, 0, 0, offset), offset, BATCH_SIZE, 1.0, sketch)
+    weighted = torch.stack([BATCH_SIZE * leaf.vector for leaf in miner.log.leaves])
+    flushed = torch.where(weighted.sum(0).abs() < torch.finfo(torch.float32).tiny, 0.0, weighted.sum(0))
+    for total in (miner.log.total, weighted.flip(0).sum(0), flushed):
+        record = replace(miner.record(), total=sketch_bytes(total), last=Position(0, 0, 0, 49))
+        found = judge(miner, record, *range(miner.log.microbatches), model=model)
+        assert "Its last microbatch begins at" in found.reason  # what is looked at next
+
+
 @pytest.mark.parametrize("offsets", [(0, 0, 24), (0, 7, 24), (0, 24, 24), (0, 8, 32), (1, 8, 24)])
 def test_a_block_cannot_count_twice(model, offsets):
     miner = Miner(model)
