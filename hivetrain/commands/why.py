@@ -84,6 +84,12 @@ def _print(found: dict[str, Any]) -> None:
             for entry in found["rounds_flagged"]
         ],
     )
+    _table(
+        console,
+        "Rounds whose average nobody can compare with that, as members had no readable record",
+        ("epoch", "members without a record"),
+        [(entry["swarm_epoch"], entry["unrecorded"]) for entry in found["rounds_unchecked"]],
+    )
     for record in found["noted"]:
         print(f"epoch {record['swarm_epoch']}: {record['note']}")
 

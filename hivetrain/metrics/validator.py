@@ -45,6 +45,11 @@ class ValidatorMetrics(ValidatorWatcher):
         self._failures = Counter("hivetrain_validator_failures", "What did not answer.", ["source"], registry=registry)
         for source in ("chain", "dht", "data"):
             self._failures.labels(source)
+        self._rounds = Counter(
+            "hivetrain_validator_rounds", "Rounds by how their sums of sketches compare.", ["sums"], registry=registry
+        )
+        for outcome in ("agrees", "differs", "unchecked"):
+            self._rounds.labels(outcome)
         self._weights = Counter(
             "hivetrain_validator_weights", "Weights of tempos, by what became of them.", ["status"], registry=registry
         )
@@ -73,6 +78,9 @@ class ValidatorMetrics(ValidatorWatcher):
     def judged(self, verdict: str, samples: int) -> None:
         self._contributions.labels(verdict).inc()
         self._samples.labels(verdict).inc(samples)
+
+    def compared(self, outcome: str) -> None:
+        self._rounds.labels(outcome).inc()
 
     def weighed(self, status: str, miners: int) -> None:
         self._weights.labels(status).inc()

@@ -51,6 +51,7 @@ def _describe(connection: sqlite3.Connection, hotkey: str) -> dict[str, Any]:
     query = "SELECT * FROM records WHERE hotkey = ? ORDER BY swarm_epoch, seen"
     records = [_record(row) for row in connection.execute(query, (hotkey,))]
     tempos = [_tempo(row, hotkey) for row in connection.execute("SELECT * FROM tempos ORDER BY block")]
+    commitments = {record["commitment"] for record in records}
     counts: dict[str, int] = {}
     for record in records:
         counts[record["verdict"] or "open"] = counts.get(record["verdict"] or "open", 0) + 1
@@ -66,7 +67,8 @@ def _describe(connection: sqlite3.Connection, hotkey: str) -> dict[str, Any]:
         "audits": [record for record in records if record["drawn"]],
         "unpaid": [record for record in records if record["verdict"] in _UNPAID],
         "noted": [record for record in records if record["note"]],
-        "rounds_flagged": _flagged(connection, {record["commitment"] for record in records}),
+        "rounds_flagged": _flagged(connection, commitments),
+        "rounds_unchecked": _unchecked(connection, commitments),
     }
 
 
@@ -112,6 +114,16 @@ def _flagged(connection: sqlite3.Connection, commitments: set[str]) -> list[dict
     query = "SELECT * FROM rounds WHERE NOT sum_error <= sum_tolerance ORDER BY epoch"
     return [
         {"swarm_epoch": row["epoch"], "sum_error": row["sum_error"], "tolerance": row["sum_tolerance"]}
+        for row in connection.execute(query)
+        if commitments & {member[3] for member in json.loads(row["members"])}
+    ]
+
+
+def _unchecked(connection: sqlite3.Connection, commitments: set[str]) -> list[dict[str, Any]]:
+    """Rounds of this hotkey of which that cannot be said, for some members had no readable record."""
+    query = "SELECT * FROM rounds WHERE unrecorded IS NOT NULL ORDER BY epoch"
+    return [
+        {"swarm_epoch": row["epoch"], "unrecorded": row["unrecorded"]}
         for row in connection.execute(query)
         if commitments & {member[3] for member in json.loads(row["members"])}
     ]

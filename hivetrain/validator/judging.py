@@ -109,23 +109,6 @@ class Judge:
                     self.decide(record, found)
         return False
 
-    def check_sums(self, from_epoch: int) -> None:
-        """Compares rounds' averages with what their members committed to; a mismatch names nobody."""
-        tolerance = self._auditor.sum_tolerance
-        for ended, sketch in self._state.unchecked_rounds(from_epoch):
-            works = [(weight, self._state.contribution(bound)) for _, _, weight, bound in ended.members or ()]
-            members = [(weight, work) for weight, work in works if work is not None]
-            if tolerance is None or not members or len(members) < len(works):
-                continue
-            error = self._auditor.sum_error(sketch, members)
-            with self._state.transaction():
-                self._state.set_sum_error(ended.epoch, error, tolerance)
-            if not error <= tolerance:
-                logger.warning(
-                    "swarm epoch %d: the average differs by %.2g from what its %d members committed to (at most %g)",
-                    ended.epoch, error, len(members), tolerance,
-                )  # fmt: skip
-
     def decide(self, record: OpenRecord, found: Audit) -> None:
         """Writes a verdict down; inside a transaction."""
         work = record.contribution

@@ -15,7 +15,7 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE polls (id INTEGER PRIMARY KEY, began INTEGER NOT NULL, ended INTEGER NOT NULL,
                     first_epoch INTEGER NOT NULL, last_epoch INTEGER NOT NULL, current INTEGER NOT NULL);
 CREATE TABLE rounds (epoch INTEGER PRIMARY KEY, digest TEXT NOT NULL, members TEXT, sketch BLOB,
-                     sum_error REAL, sum_tolerance REAL);
+                     sum_error REAL, sum_tolerance REAL, unrecorded INTEGER);
 CREATE TABLE records (commitment BLOB PRIMARY KEY, hotkey TEXT NOT NULL, swarm_epoch INTEGER NOT NULL,
                       slot INTEGER NOT NULL, peer_id TEXT NOT NULL, samples INTEGER NOT NULL,
                       beacon INTEGER NOT NULL, due INTEGER NOT NULL, seen INTEGER NOT NULL,
@@ -36,7 +36,7 @@ CREATE TABLE tempos (block INTEGER PRIMARY KEY, scored_at INTEGER NOT NULL, scor
 """
 
 
-_KIND = Kind("state file", "validator", "choose another path", application_id=0x68697676, version=1, schema=_SCHEMA)
+_KIND = Kind("state file", "validator", "choose another path", application_id=0x68697676, version=2, schema=_SCHEMA)
 
 
 class Database(SqliteFile):

@@ -177,21 +177,6 @@ class State:
         row = self.database.one("SELECT epoch, digest, members FROM rounds WHERE epoch = ?", epoch)
         return None if row is None else _round(row)
 
-    def unchecked_rounds(self, from_epoch: int) -> list[tuple[Round, bytes]]:
-        """Rounds whose sum of sketches was not compared yet, each with the sketch of its averaged gradient."""
-        query = "SELECT * FROM rounds WHERE sketch IS NOT NULL AND sum_error IS NULL AND epoch >= ?"
-        return [(_round(row), row["sketch"]) for row in self.database.rows(query, from_epoch)]
-
-    def set_sum_error(self, epoch: int, error: float, tolerance: float) -> None:
-        self.database.write(
-            "UPDATE rounds SET sum_error = ?, sum_tolerance = ? WHERE epoch = ?", error, tolerance, epoch
-        )
-
-    def contribution(self, commitment: bytes) -> Contribution | None:
-        """A record that was seen, whatever became of it, while its bytes are kept."""
-        row = self.database.one("SELECT sealed FROM records WHERE commitment = ? AND peer_id != ''", commitment)
-        return None if row is None or row[0] is None else open_contribution(row[0])
-
     def commits(self, ended: Round) -> list[tuple[int, int]]:
         """Of each member whose record was seen: the block that it names, and the one in which it was seen."""
         query = "SELECT sealed, seen FROM records WHERE commitment = ? AND sealed IS NOT NULL"

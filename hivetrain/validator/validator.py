@@ -17,10 +17,11 @@ from hivetrain.validator.auditor import Auditor
 from hivetrain.validator.config import ScoringOptions
 from hivetrain.validator.intake import Admission
 from hivetrain.validator.judging import Judge
-from hivetrain.validator.polling import MOST_EPOCHS, Poller
+from hivetrain.validator.polling import Poller
 from hivetrain.validator.run import FollowedRun, SwarmFault
 from hivetrain.validator.state import OpenRecord, State
 from hivetrain.validator.submission import Submission
+from hivetrain.validator.sums import Sums
 from hivetrain.validator.tempos import Tempos, ends_between, last_end, margin_of
 from hivetrain.validator.watch import ValidatorWatcher
 
@@ -62,6 +63,7 @@ class Validator:
         self._tempos = Tempos(state.database)
         self._poller = Poller(chain, run, state, admission, auditor, timeout_s)
         self._judge = Judge(chain, run, state, admission.rules, auditor, timeout_s, clock, self._watcher)
+        self._sums = Sums(state, auditor, self._watcher)
         self._submission = Submission(
             chain, state, self._tempos, options.version_key, options.most_attempts, timeout_s, self._watcher
         )  # fmt: skip
@@ -118,7 +120,7 @@ class Validator:
         self._judge.match()
         self._judge.draw(view.block)
         busy = self._judge.judge(self._poll_s, ends[-1] if ends else None)
-        self._judge.check_sums(self._run.epoch - MOST_EPOCHS)
+        self._sums.check()
         self._watcher.polled(view.block, self._run.epoch, self._state.count_open(), self._clock() - began)
         self._score(view, margin, ends, fault is None)
         self._submission.step(view)

@@ -22,6 +22,9 @@ class ValidatorWatcher:
     def judged(self, verdict: str, samples: int) -> None:
         """A contribution has its verdict."""
 
+    def compared(self, outcome: str) -> None:
+        """A round's average ``agrees`` or ``differs`` from what was committed to, or is ``unchecked`` for good."""
+
     def weighed(self, status: str, miners: int) -> None:
         """A tempo's weights were tried, for so many miners; ``status`` says what became of them."""
 
@@ -57,6 +60,10 @@ class Watchers(ValidatorWatcher):
     def judged(self, verdict: str, samples: int) -> None:
         for watcher in self._watchers:
             watcher.judged(verdict, samples)
+
+    def compared(self, outcome: str) -> None:
+        for watcher in self._watchers:
+            watcher.compared(outcome)
 
     def weighed(self, status: str, miners: int) -> None:
         for watcher in self._watchers:

@@ -1,6 +1,7 @@
 """What a validator makes of honest and dishonest miners, block by block."""
 
 import itertools
+import logging
 from dataclasses import replace
 
 import pytest
@@ -523,15 +524,45 @@ def test_a_round_whose_average_is_not_what_its_members_committed_to_is_flagged_a
     assert verdicts <= {Verdict.PASSED, Verdict.NOT_DRAWN}
 
 
-def test_a_round_with_a_member_that_committed_to_nothing_is_not_compared(world, station):
+def sums(station, epoch=0):
+    return tuple(station.state.database.one("SELECT sum_error, unrecorded FROM rounds WHERE epoch = ?", epoch))
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_a_round_with_a_member_that_committed_to_nothing_is_counted_as_unchecked(world, station, stalled, caplog):
+    caplog.set_level(logging.INFO)
     honest, unpaid = Miner(world, "honest"), Miner(world, "unpaid")
     honest.contribute()
     unpaid.mine()
     station.round()
     world.finish_epoch(honest, unpaid)
     settle(world, station)
-    assert station.state.database.one("SELECT sum_error FROM rounds")[0] is None
+    assert sums(station) == (None, None)  # the record may still be found
     assert station.verdicts(honest)[0] in (Verdict.PASSED, Verdict.NOT_DRAWN)
+    if stalled:  # no later update: it is over when the tempo's records are let go of
+        settle(world, station, blocks=TEMPO)
+        assert station.tempos()
+    for _ in range(0 if stalled else 3):
+        epoch_of(world, honest, stations=[station])
+    assert sums(station) == (None, 1)
+    (said,) = [record.args for record in caplog.records if "nobody can say" in record.message]
+    assert said == (0, 1, 2)
+
+
+def test_a_round_is_compared_when_its_last_record_is_found(world, station):
+    honest, slow = Miner(world, "honest"), Miner(world, "slow")
+    honest.contribute()
+    key = work_key(RUN, slow.contribute().swarm_epoch)
+    held_back = world.dht[key].pop(hotkey_subkey(slow.address))
+    station.round()
+    world.finish_epoch(honest, slow)
+    settle(world, station, blocks=1)
+    assert sums(station) == (None, None)
+    world.dht[key][hotkey_subkey(slow.address)] = held_back
+    station.round()
+    error, unrecorded = sums(station)
+    assert error < 1e-4
+    assert unrecorded is None
 
 
 def test_a_sum_of_an_average_that_is_infinite_is_flagged(world, station):

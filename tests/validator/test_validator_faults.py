@@ -221,6 +221,49 @@ def test_nothing_is_sent_when_nobody_earned_anything(world, faulty):
     assert faulty.verdicts(idle) == {}
 
 
+def louder(loss, sketch, flat):
+    return loss, sketch * 1.2, flat
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_who_alone_earned_something_is_paid_no_more_once_it_is_caught(tmp_path, sealed):
+    world = World(tmp_path, commit_reveal=sealed, reveal_period=2)
+    station = FaultyStation(world, "faulty")
+    world.advance_to(TEMPO)
+    miner = Miner(world, "miner")
+    play_until(world, END, station, miner)
+    assert station.chain.sent == 1
+    miner.lie = louder
+    station.chain.faults["submit"] = iter(["lost"])
+    play_until(world, END + TEMPO, station, miner)
+    assert Verdict.FAILED in station.verdicts(miner).values()
+    while world.block < END + 3 * TEMPO:
+        world.advance()
+        station.round()
+    assert station.on_chain() == {station.hotkey.address: 1}
+    assert station.status() == ("empty", 0, "nobody has earned anything")
+    assert station.chain.sent == (3 if sealed else 2)  # again until it can be read on the chain
+    it = station.chain.snapshot(T).neuron(miner.address)
+    assert (it.incentive, it.emission) == (0, 0)
+    miner.lie = None
+    play_until(world, END + 4 * TEMPO, station, miner)
+    assert station.status()[0] == ("sealed" if sealed else "set")
+    station.close()
+    world.close()
+
+
+def test_a_new_state_file_takes_back_what_an_old_one_paid(world, faulty):
+    miner = Miner(world, "miner")
+    world.advance()
+    faulty.chain.submit_weights({miner.address: 1.0}, 0, T)
+    assert faulty.on_chain() == {miner.address: 1}
+    while world.block < END:
+        world.advance()
+        faulty.round()
+    assert faulty.on_chain() == {faulty.hotkey.address: 1}
+    assert faulty.status()[2] == f"applied in block {END}; they pay nobody, as nobody has earned anything"
+
+
 # The swarm
 
 
@@ -371,7 +414,7 @@ def test_a_state_file_of_another_run_version_or_kind_is_refused(tmp_path):
     database.open()
     database.rows("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(UserError, match="version 7, this program writes version 1: move the file away"):
+    with pytest.raises(UserError, match="version 7, this program writes version 2: move the file away"):
         Database(path).open()
     other = tmp_path / "ledger.db"
     World(tmp_path).close()

@@ -37,6 +37,10 @@ def test_metrics_and_scores_tell_what_was_judged(world, station):
     station.validator = watched(
         station, ValidatorMetrics(registry, Verdict, Status), Bulletin(RUN, station.hotkey, store, 60)
     )
+    unpaid = Miner(world, "unpaid")
+    honest.contribute()
+    unpaid.mine()
+    world.finish_epoch(honest, unpaid)
     while not station.on_chain():
         assert world.block < 10 * TEMPO
         epoch_of(world, honest, silent, stations=[station])
@@ -48,6 +52,10 @@ def test_metrics_and_scores_tell_what_was_judged(world, station):
     )
     for verdict, number in judged:
         assert f'hivetrain_validator_contributions_total{{verdict="{verdict}"}} {float(number)}' in text
+    agree, none = station.state.database.one("SELECT sum(sum_error <= sum_tolerance), sum(unrecorded) FROM rounds")
+    assert f'hivetrain_validator_rounds_total{{sums="agrees"}} {float(agree)}' in text
+    assert none == 1
+    assert 'hivetrain_validator_rounds_total{sums="unchecked"} 1.0' in text
     assert 'hivetrain_validator_weights_total{status="set"} 1.0' in text
     board, pages = open_scoreboard(stored[scores_key(RUN, 0), hotkey_subkey(station.hotkey.address)], RUN, 0)
     lines = {line.hotkey: line for line in board.miners}

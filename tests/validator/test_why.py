@@ -83,6 +83,21 @@ def test_a_liar_sees_what_was_off_and_by_how_much(judged, station):
     assert all(entry["sum_error"] > entry["tolerance"] for entry in found["rounds_flagged"])
 
 
+def test_rounds_that_were_not_compared_are_told_to_their_members(world, station, capsys):
+    honest, other, unpaid = Miner(world, "honest"), Miner(world, "other"), Miner(world, "unpaid")
+    epoch_of(world, honest, other, stations=[station])
+    honest.contribute()
+    unpaid.mine()
+    station.round()
+    world.finish_epoch(honest, unpaid)
+    for _ in range(3):
+        epoch_of(world, honest, other, stations=[station])
+    assert told(station, honest.address)["rounds_unchecked"] == [{"swarm_epoch": 1, "unrecorded": 1}]
+    assert told(station, other.address)["rounds_unchecked"] == []
+    assert main(["why", honest.address, "--state", str(station.path)]) == 0
+    assert "members without a record" in capsys.readouterr().out
+
+
 def test_what_was_not_paid_is_named(judged, station):
     _, _, sloppy = judged
     found = told(station, sloppy.address)
