@@ -1,7 +1,8 @@
 """Brings a tempo's weights onto the chain.
 
 Surprising fact: a call whose answer was lost is not a failure. That the weights are on their way is written down before
-the call, and after a lost answer, or a crash, the chain is read before anything is sent again.
+the call, and after a lost answer, or a crash, the chain is read before anything is sent again. And when nobody has
+earned anything, weights may have to be sent all the same: the chain pays by the last ones until others come.
 """
 
 import logging
@@ -55,6 +56,8 @@ class Submission:
             pass
         elif tempo.attempts >= self._most_attempts:
             self._settle(tempo, Status.FAILED, f"given up after {tempo.attempts} attempts: {tempo.receipt}")
+        elif not tempo.weights and not self._pays_somebody(tempo):
+            self._settle(tempo, Status.EMPTY, "nobody has earned anything")
         else:
             self._send(tempo, me, view)
 
@@ -67,17 +70,27 @@ class Submission:
             self._settle(tempo, status, f"read back: the chain has weights of block {me.last_update}")
             return False
         if not view.rules.commit_reveal:
-            row = self._chain.weights(self._timeout_s).get(me.hotkey, {})
-            if all(abs(row.get(name, 0) - tempo.weights.get(name, 0)) < _SAME_SHARE for name in {*row, *tempo.weights}):
+            row, sent = self._chain.weights(self._timeout_s).get(me.hotkey, {}), self._row(tempo)
+            if all(abs(row.get(name, 0) - sent.get(name, 0)) < _SAME_SHARE for name in {*row, *sent}):
                 self._settle(tempo, Status.SET, "read back: the chain has these weights")
                 return False
         return view.block >= tempo.sent_block + _LANDING_BLOCKS
+
+    def _row(self, tempo: Tempo) -> dict[str, float]:
+        """What is sent for a tempo. A validator's weight on itself pays nobody, and chains always take it."""
+        return tempo.weights or {self._chain.hotkey: 1.0}
+
+    def _pays_somebody(self, tempo: Tempo) -> bool:
+        """Whether weights of ours from before a tempo pay somebody, or will once the chain reveals them."""
+        if self._tempos.sent_before(tempo.block):
+            return True
+        return bool(self._chain.weights(self._timeout_s).get(self._chain.hotkey, {}).keys() - {self._chain.hotkey})
 
     def _send(self, tempo: Tempo, me: Neuron, view: Snapshot) -> None:
         with self._state.transaction():
             self._tempos.begin_sending(tempo, view.block, me.last_update)
         try:
-            receipt = self._chain.submit_weights(tempo.weights, self._version_key, self._timeout_s)
+            receipt = self._chain.submit_weights(self._row(tempo), self._version_key, self._timeout_s)
         except LedgerError as error:
             if error.code is Code.CLOSED:
                 raise
@@ -87,7 +100,8 @@ class Submission:
         if receipt.outcome is Outcome.UNKNOWN:
             logger.warning("weights of tempo %d: sent, but the answer was lost; the chain is read next", tempo.block)
             return
-        self._settle(tempo, Status.SEALED if receipt.outcome is Outcome.COMMITTED else Status.SET, _text(receipt))
+        text = _text(receipt) + ("" if tempo.weights else "; they pay nobody, as nobody has earned anything")
+        self._settle(tempo, Status.SEALED if receipt.outcome is Outcome.COMMITTED else Status.SET, text)
 
     def _put_off(self, tempo: Tempo, reason: str) -> None:
         if tempo.receipt != reason:  # said once
@@ -97,7 +111,7 @@ class Submission:
         with self._state.transaction():
             self._tempos.settle(tempo, status, receipt, retry_block)
         self._watcher.weighed(str(status), len(tempo.weights))
-        done = status in (Status.SET, Status.SEALED)
+        done = status in (Status.SET, Status.SEALED, Status.EMPTY)
         log = logger.info if done else logger.error if status is Status.FAILED else logger.warning
         log("weights of tempo %d: %s: %s", tempo.block, status if done else f"not set ({status})", receipt)
 

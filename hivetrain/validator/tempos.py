@@ -23,7 +23,7 @@ class Status(StrEnum):
     SENDING = "sending"  # on the way, or the answer was lost: the chain is read before they are sent again
     SET = "set"
     SEALED = "sealed"  # the chain reveals them later
-    EMPTY = "empty"  # nobody has earned anything: the chain keeps what it has
+    EMPTY = "empty"  # nobody has earned anything, and the chain has no weights of ours that pay anybody
     FAILED = "failed"
     REPLACED = "replaced"  # by those of a later tempo
 
@@ -37,7 +37,7 @@ class Tempo:
 
     Attributes:
         block: its last block.
-        weights: share by hotkey.
+        weights: share by hotkey; empty if nobody has earned anything.
         status: what became of them.
         attempts: how often they were sent.
         sent_block: when they were sent last.
@@ -106,8 +106,7 @@ class Tempos:
         described = {hotkey: asdict(score) for hotkey, score in scores.items()}
         self._database.write(
             "INSERT INTO tempos (block, scored_at, scores, averages, weights, status) VALUES (?, ?, ?, ?, ?, ?)",
-            block, scored_at, json.dumps(described), json.dumps(averages), json.dumps(weights),
-            Status.PENDING if weights else Status.EMPTY,
+            block, scored_at, json.dumps(described), json.dumps(averages), json.dumps(weights), Status.PENDING,
         )  # fmt: skip
         self._database.write(
             "UPDATE records SET tempo = ? WHERE tempo IS NULL AND verdict IS NOT NULL AND due <= ?", block, block
@@ -126,6 +125,12 @@ class Tempos:
             row["block"], json.loads(row["weights"]), Status(row["status"]), row["attempts"], row["sent_block"],
             row["sent_after"], row["retry_block"], row["receipt"],
         )  # fmt: skip
+
+    def sent_before(self, block: int) -> dict[str, float]:
+        """The weights that were sent last for a tempo before a block, whether they arrived or not."""
+        query = "SELECT weights FROM tempos WHERE attempts > 0 AND block < ? ORDER BY block DESC LIMIT 1"
+        row = self._database.one(query, block)
+        return {} if row is None else json.loads(row[0])
 
     def begin_sending(self, tempo: Tempo, block: int, last_update: int) -> None:
         """Written before the chain is called, so that a program that dies in between knows that it may have been."""

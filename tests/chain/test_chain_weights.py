@@ -2,8 +2,9 @@ import math
 
 import pytest
 from bittensor_core import Keypair, ss58_encode
+from conftest import T, soon
 
-from hivetrain.chain.base import Code, LedgerError, Rules
+from hivetrain.chain.base import Code, LedgerError, Outcome, Rules
 from hivetrain.chain.weights import check_endpoint, check_row, clip_shares, parse_weights, split_registered, to_u16
 from hivetrain.keys import Hotkey
 
@@ -77,3 +78,18 @@ def test_endpoints_nobody_can_reach_are_refused(ip, port):
 def test_loopback_needs_the_explicit_flag():
     assert check_endpoint("127.0.0.1", 80, allow_loopback=True) == "127.0.0.1"
     assert check_endpoint("2001:DB8::1", 80, allow_loopback=False) == "2001:db8::1"
+
+
+def test_a_weight_on_oneself_is_always_taken_and_pays_nobody_else(subnet):
+    validator, miner = subnet.join(stake=100.0), subnet.join().hotkey
+    subnet.to_epoch()
+    validator.submit_weights({miner: 1.0}, 0, T)
+    subnet.to_epoch()
+    assert validator.snapshot(T).neuron(miner).emission > 0
+    subnet.operator.change_rules(soon(), min_weights=2, max_weight_share=0.5)
+    assert validator.submit_weights({validator.hotkey: 1.0}, 0, T).outcome == Outcome.APPLIED
+    assert validator.weights(T)[validator.hotkey] == {validator.hotkey: 1.0}
+    subnet.to_epoch()
+    for neuron in validator.snapshot(T).neurons:
+        assert neuron.incentive == 0
+        assert (neuron.emission > 0) == (neuron.hotkey == validator.hotkey)
