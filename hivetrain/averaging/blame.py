@@ -1,7 +1,8 @@
 """Peers by whose fault, as this peer saw it itself, a round failed: left out for a while of the groups formed here.
 
-Blame is never passed on: what others say of a peer is hearsay, and a lie costs nothing. So a peer can keep another out
-of groups that it leads or asks to join, and out of no others. It is counted in rounds, not seconds: an honest peer that
+Blame is never passed on: what others say of a peer is hearsay, and a lie costs nothing. An accusation only makes this
+peer wait, to see by its own clock whether the accused is late. So a peer can keep another out of groups that it leads
+or asks to join, and out of no others. It is counted in rounds, not seconds: an honest peer that
 was slow once loses a few updates, whether an update takes a second or an hour.
 """
 

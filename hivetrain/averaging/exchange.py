@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from hivetrain.averaging.codecs import Codec
+from hivetrain.averaging.debts import PATIENCE as PATIENCE
+from hivetrain.averaging.debts import Debt
 from hivetrain.averaging.layout import Layout
 from hivetrain.averaging.memory import ResultMemory
 from hivetrain.averaging.reduction import ExchangeError, Reduction, Traffic
@@ -27,10 +29,8 @@ OpenStream = Callable[[int, AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 # Exchanges everything with one member: returns when nothing is owed in either direction, raises ExchangeError.
 Talk = Callable[["Exchange", int], Coroutine[Any, Any, None]]
 
-# A reducer waits for others before it answers; so that it can name them first, it gets more time than they do.
-PATIENCE = 1.5
 _LAG = 0.05  # of the part timeout: a wait that is more than chance
-_BRAKE = 0.5  # of the time so far
+_TICK = 0.02  # of the part timeout
 
 
 @dataclass
@@ -66,6 +66,10 @@ class Exchange:
         self._changed: set[asyncio.Future[None]] = set()
         self._is_woken = False
         self._streams, self._is_reducing = 0, True
+        self._others = [member for member in range(len(self.weights)) if member != self.me]
+        self._hearsay: ExchangeError | None = None
+        self._suspects: dict[int, int] = {}  # which part each owed when it was accused
+        self._defends_until = 0.0
         self.reduction.listen(self._tell)
 
     @property
@@ -80,58 +84,59 @@ class Exchange:
             ExchangeError: a member failed, sent something wrong, or stalled for longer than ``part_timeout_s``.
         """
         tasks = [asyncio.create_task(self._reduce_own())]
-        tasks += [asyncio.create_task(talk(self, m)) for m in range(len(self.weights)) if m != self.me]
+        tasks += [asyncio.create_task(self._talk(talk, member)) for member in self._others]
+        watch = asyncio.create_task(self._watch())
         try:
             work = asyncio.create_task(asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION))
-            waiting: set[asyncio.Future[Any]] = {work, self._failure}
+            waiting: set[asyncio.Future[Any]] = {work, watch, self._failure}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             work.cancel()
-            if self._failure.done():
-                self._failure.result()
+            for ended in (self._failure, watch):
+                if ended.done():
+                    ended.result()
             for task in sorted(tasks, key=lambda task: not task.done()):  # the first to fail, not the first in line
                 await task
-        except ExchangeError as error:
-            self.fail(error)
-            raise
         finally:
-            for task in tasks:
+            for task in (*tasks, watch):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, watch, return_exceptions=True)
         self.vector = torch.empty(0)  # the exchange is kept for its outcome, but not what it held
         return self.reduction.detach()
 
     def fail(self, error: ExchangeError) -> None:
-        """Ends the exchange here, and for every member that waits for an answer of this one."""
-        self.reduction.fail(error)
+        """Ends the exchange here, and for every member that waits for an answer of this one.
+
+        That a member has given up ends it as soon as this one has seen for itself whether whom it accuses is late.
+        """
+        if error.quitter is None:
+            self.reduction.fail(error)
+        elif error.quitter not in self.reduction.quitters:
+            self._hear(error, error.quitter)
 
     def laggards(self) -> list[int]:
-        """Members whose parts keep the own slice waiting, for a while now, though those of others are there."""
-        reduction = self.reduction
-        waited_s = time.monotonic() - reduction.completed_at
-        if reduction.completed >= len(reduction.ranges[self.me]) or waited_s < _LAG * self.part_timeout_s:
-            return []
-        late = reduction.missing(reduction.completed)
-        return late if len(late) < len(self.weights) - 1 or len(late) == 1 else []
+        """Members whose parts keep the own slice waiting, though those of others are there, or did most of the time."""
+        present = [member for member in self._others if member not in self.reduction.quitters]
+        return self.reduction.debts.late(present, _LAG * self.part_timeout_s) or self.brakes()
 
     def brakes(self) -> list[int]:
-        """Members for whom alone the own slice has waited most of the time so far."""
-        reduction, now = self.reduction, time.monotonic()
-        waited_s = list(reduction.waited_s)
-        if (alone := reduction.last_one()) is not None:
-            member, since = alone
-            waited_s[member] += now - since
-        least_s = max(_LAG * self.part_timeout_s, _BRAKE * (now - reduction.begun_at))
-        return [member for member, seconds in enumerate(waited_s) if seconds >= least_s]
+        """Members for whom alone the own slice has waited most of the time, and no less than the part timeout."""
+        return self.reduction.debts.brakes(self.part_timeout_s)
+
+    def late_reducers(self) -> list[int]:
+        """Members that alone have owed averages for the part timeout, by their fault or that of whom they wait for."""
+        return [] if self.reduction.quitters else self.reduction.debts.late_reducers(self._others, self.part_timeout_s)
 
     async def serve(self, member: int, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Takes a member's parts of the own slice and yields the averages in the same order."""
+        if not self.reduction.claim(member, "stream"):
+            raise ExchangeError(f"member {member} uses two ways at once")
         reader = asyncio.create_task(self._read_parts(member, stream))
         self._streams += 1
         try:
             for index in range(len(self.reduction.ranges[self.me])):
                 await self._completion_of(index)
-                yield bytes(self.reduction.average(index))
-                self.reduction.taken(index)
+                yield bytes(self.reduction.average(member, index))
+                self.reduction.taken(member, index)
             await reader
             # Whoever closes a stream may lose what is still under way on it, in both directions. So the member says
             # goodbye when it has all averages, and the stream is not closed before.
@@ -153,7 +158,7 @@ class Exchange:
         try:
             async with contextlib.aclosing(open_stream(member, self._outgoing(member, has_all))) as answers:
                 for index in range(len(ranges)):
-                    data = await self._next(answers, member, PATIENCE * self.part_timeout_s)
+                    data = await self._next(answers, member, None)  # no deadline: see _watch
                     try:
                         self.reduction.store(member, index, data)
                     except ValueError as error:
@@ -195,13 +200,67 @@ class Exchange:
     async def _read_parts(self, member: int, stream: AsyncIterator[bytes]) -> None:
         try:
             for index in range(len(self.reduction.ranges[self.me])):
-                # No deadline: the member may wait for others to open its window. Whoever is late, is late in a part.
                 self.reduction.add(member, index, await self._next(stream, member, None))
                 await asyncio.sleep(0)  # let messages in
         except ExchangeError as error:
             self.fail(error)
         except ValueError as error:
             self.fail(ExchangeError(f"member {member}: {error}", [member]))
+
+    async def _talk(self, talk: Talk, member: int) -> None:
+        try:
+            await talk(self, member)
+        except ExchangeError as error:
+            self.fail(error)
+            await asyncio.wait({self._failure})
+            self._failure.result()
+
+    async def _watch(self) -> None:
+        """Fails the exchange when somebody is late, or when what others say of it has been looked into."""
+        while True:
+            now = time.monotonic()
+            late = [m for m in self._others if any(self._age(debt, now) >= debt.limit for debt in self._claims_on(m))]
+            if late:
+                names = ", ".join(str(member) for member in late)
+                text = f"member(s) {names} did not send what was due for {self.part_timeout_s:g} s"
+                self.fail(ExchangeError(text, [*late, *(self._hearsay.culprits if self._hearsay else ())]))
+            self._settle()
+            await asyncio.sleep(_TICK * self.part_timeout_s)
+
+    def _claims_on(self, member: int) -> list[Debt]:
+        """What a member owes whatever others do: once somebody has given up, parts alone."""
+        quitters, debts = self.reduction.quitters, self.reduction.debts.of(member)
+        if not quitters:
+            return debts
+        return [debt for debt in debts if debt.kind == "part" and member not in quitters]
+
+    def _age(self, debt: Debt, now: float) -> float:
+        """In part timeouts."""
+        return (now - debt.since) / self.part_timeout_s
+
+    def _hear(self, error: ExchangeError, quitter: int) -> None:
+        now, accused = time.monotonic(), error.accused
+        if accused is not None and accused not in (self.me, quitter) and accused not in self.reduction.quitters:
+            debts = self.reduction.debts.of(accused)
+            if any(debt.kind != "taking" and self._age(debt, now) >= 1 for debt in debts):
+                error = ExchangeError(str(error), [accused], quitter, accused)
+            self._suspects.update((accused, debt.index) for debt in debts if debt.kind == "part")
+        elif accused == self.me:  # by going on this member shows the others that it is not late
+            self._defends_until = now + PATIENCE * self.part_timeout_s
+        self.reduction.quitters.add(quitter)
+        if self._hearsay is None or error.culprits:
+            self._hearsay = error
+        self._settle()
+
+    def _settle(self) -> None:
+        quitters = self.reduction.quitters
+        is_open = any(
+            member not in quitters and ("part", index) in ((debt.kind, debt.index) for debt in self._claims_on(member))
+            for member, index in self._suspects.items()
+        )
+        is_defending = len(quitters) < len(self._others) and time.monotonic() < self._defends_until
+        if self._hearsay is not None and not is_open and not is_defending:
+            self.reduction.end(self._hearsay)
 
     async def _reduce_own(self) -> None:
         await self._completion_of(len(self.reduction.ranges[self.me]) - 1)
@@ -212,6 +271,7 @@ class Exchange:
             while not self.reduction.may_send(member, index):
                 await self.changed(self.part_timeout_s)
             yield bytes(self.reduction.outgoing(member, index))
+            self.reduction.debts.send(member, index)
         await has_all.wait()
 
     async def _completion_of(self, index: int) -> None:
@@ -219,14 +279,7 @@ class Exchange:
         while reduction.completed <= index:
             if reduction.error is not None:
                 raise ExchangeError(f"exchange given up: {reduction.error}", reduction.error.culprits)
-            left_s = reduction.completed_at + self.part_timeout_s - time.monotonic()
-            if left_s <= 0:
-                missing = reduction.missing(reduction.completed)
-                late = ", ".join(str(member) for member in missing)
-                error = ExchangeError(f"member(s) {late} sent nothing for {self.part_timeout_s:g} s", missing)
-                self.fail(error)
-                raise error
-            await self.changed(left_s)
+            await self.changed(self.part_timeout_s)
 
     async def _next(self, stream: AsyncIterator[bytes], member: int, timeout_s: float | None) -> bytes:
         try:

@@ -5,7 +5,6 @@ slice after it has the average of part k - window, so memory is bounded without 
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import torch
 from blake3 import blake3
 
 from hivetrain.averaging.codecs import Codec, Data, scratch, view_of
+from hivetrain.averaging.debts import Debts
 from hivetrain.averaging.layout import Layout
 from hivetrain.averaging.rules import Rule
 
@@ -26,12 +26,15 @@ class ExchangeError(Exception):
 
     Attributes:
         culprits: members whose fault this member has seen itself.
-        accused: members whose fault it may be: others say so, or they gave up themselves.
+        quitter: the member whose word this is: it has given up.
+        accused: the member whose fault it is by that word.
     """
 
-    def __init__(self, message: str, culprits: Sequence[int] = (), accused: Sequence[int] = ()) -> None:
+    def __init__(
+        self, message: str, culprits: Sequence[int] = (), quitter: int | None = None, accused: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.culprits, self.accused = tuple(culprits), tuple(accused)
+        self.culprits, self.quitter, self.accused = tuple(culprits), quitter, accused
 
 
 @dataclass
@@ -50,8 +53,6 @@ class _Part:
     start: int
     stop: int
     missing: set[int]
-    waiting_takers: int
-    last_since: float = 0.0  # when all but one had sent it
     is_untouched: bool = True
     held: dict[int, torch.Tensor] = field(default_factory=dict)
     average: Data | None = None
@@ -82,14 +83,13 @@ class Reduction:
         everyone = range(len(weights))
         self.ranges = [layout.parts(member) for member in everyone]
         others = set(everyone) - {me}
-        self._parts = [_Part(start, stop, set(others), len(others)) for start, stop in self.ranges[me]]
+        self._parts = [_Part(start, stop, set(others)) for start, stop in self.ranges[me]]
         longest = max((stop - start for parts in self.ranges for start, stop in parts), default=1)
         self.window = max(2, min(_MAX_WINDOW, BUFFER_BYTES // (4 * longest * len(weights))))
-        self.received = [0] * len(weights)  # parts of the own slice, by sender
-        self.averaged = [0] * len(weights)  # averages, by their reducer
-        self.completed = 0  # averages of the own slice
-        self.begun_at = self.completed_at = time.monotonic()
-        self.waited_s = [0.0] * len(weights)  # for each member alone, with parts of the own slice
+        self.debts = Debts(me, [len(parts) for parts in self.ranges], self.window)
+        self.received, self.averaged = self.debts.received, self.debts.averaged
+        self.quitters: set[int] = set()  # members that have given up
+        self._ways: dict[int, str] = {}
         self.error: ExchangeError | None = None
         self.traffic = Traffic()
         self._lock = threading.Lock()
@@ -100,7 +100,16 @@ class Reduction:
         """Has ``changed`` called, on any thread, whenever something has become possible or has failed."""
         self._listeners.append(changed)
 
+    def claim(self, member: int, way: str) -> bool:
+        """Whether a member's bytes may take this way: they take one alone, the first."""
+        return self._ways.setdefault(member, way) == way
+
     def fail(self, error: ExchangeError) -> None:
+        """Ends the reduction, unless a fault is of members that have given up: that is no news."""
+        if not error.culprits or not self.quitters.issuperset(error.culprits):
+            self.end(error)
+
+    def end(self, error: ExchangeError) -> None:
         """Ends the reduction; the first error counts."""
         with self._lock:
             self.error = self.error or error
@@ -131,7 +140,7 @@ class Reduction:
             raise ExchangeError(f"member {member} sent a part twice", [member])
         if index != self.received[member] or index >= len(self._parts):
             raise ExchangeError(f"member {member}: sent part {index} after {self.received[member]} parts", [member])
-        if index >= self.completed + self.window:
+        if index >= self.debts.given[member] + self.window:
             raise ExchangeError(f"member {member}: sent part {index} ahead of its window", [member])
 
     def add(self, member: int, index: int, data: Data) -> None:
@@ -162,10 +171,9 @@ class Reduction:
             part.missing.discard(member)
             self.received[member] = index + 1
             if len(part.missing) == 1:
-                part.last_since = time.monotonic()
+                self.debts.await_alone(index, *part.missing)
             if part.missing:
                 return
-            self.waited_s[member] += time.monotonic() - max(part.last_since, self.completed_at)
             if self._rule.needs_all:
                 self._rule.reduce({**part.held, self.me: own}, self._shares, total)
                 part.held.clear()
@@ -185,49 +193,42 @@ class Reduction:
         self._count(elements=part.stop - part.start)
         self._digests[self.me, index] = blake3(data).digest()
         with self._lock:
-            self.completed_at = time.monotonic()
-            self.completed = index + 1  # members send in order, so parts are completed in order
+            self.debts.complete(index)  # members send in order, so parts are completed in order
+
+    @property
+    def completed(self) -> int:
+        """Averages of the own slice."""
+        return self.debts.completed
 
     @property
     def is_complete(self) -> bool:
         """Whether the own slice is reduced."""
         return self.completed == len(self._parts)
 
-    def missing(self, index: int) -> list[int]:
-        """Members that have not sent a part of the own slice."""
-        return sorted(self._parts[index].missing)
-
-    def last_one(self) -> tuple[int, float] | None:
-        """The only member that the own slice is waiting for, and since when."""
-        index = self.completed
-        if index == len(self._parts):
-            return None
-        part = self._parts[index]
-        with part.lock:
-            if len(part.missing) != 1:
-                return None
-            return next(iter(part.missing)), max(part.last_since, self.completed_at)
-
-    def average(self, index: int) -> Data:
+    def average(self, member: int, index: int) -> Data:
         """The encoded average of a completed part of the own slice, for one member."""
         data = self._parts[index].average
         assert data is not None, "wait until it is completed"
         self._count(sent=len(data))
+        self.debts.given[member] = index + 1
         return data
 
-    def taken(self, index: int) -> None:
-        """A member has the average of a part of the own slice; after the last one it is forgotten."""
+    def taken(self, member: int, index: int) -> None:
+        """A member has the average of a part of the own slice; when all have it, it is forgotten."""
         part = self._parts[index]
         with part.lock:
-            part.waiting_takers -= 1
-            if part.waiting_takers == 0 and self._codec.name != "none":
+            self.debts.take(member, index)
+            if self._codec.name != "none" and self._is_taken(index):
                 part.average = None
+
+    def _is_taken(self, index: int) -> bool:
+        return all(count > index for member, count in enumerate(self.debts.taken) if member != self.me)
 
     def detach(self) -> torch.Tensor:
         """Gives the result away; keeps copies of the averages that have not been taken yet and are views of it."""
-        for part in self._parts:
+        for index, part in enumerate(self._parts):
             with part.lock:
-                if part.waiting_takers == 0:
+                if self._is_taken(index):
                     part.average = None
                 elif part.average is not None:
                     part.average = bytes(part.average)
@@ -254,7 +255,7 @@ class Reduction:
         check_finite(self._codec.decode(data, stop - start, out))
         self._digests[member, index] = blake3(data).digest()
         self._count(elements=stop - start)
-        self.averaged[member] = index + 1
+        self.debts.store(member, index)
         self._tell()
 
     def digest(self) -> bytes:

@@ -61,6 +61,7 @@ class Round:
         loop = asyncio.get_running_loop()
         self._hidden = [member for member, offer in enumerate(group.offers) if offer.bandwidth == 0]
         self._excuse = FAILED
+        self._excused: set[int] = set()  # who gave up because of another one
         self._ballots: list[asyncio.Future[bytes]] = [loop.create_future() for _ in group.peer_ids]
 
     async def run(self, channels: Mapping[int, Channel], timeout_s: float) -> Verdict:
@@ -68,15 +69,21 @@ class Round:
         start = time.monotonic()
         average, reason = None, ""
         culprits: tuple[int, ...] = ()
+        suspects: list[int] = []
         try:
             average = await asyncio.wait_for(self.exchange.run(channels), timeout_s)
         except ExchangeError as error:
             reason = self._name_members(str(error))
-            culprits = error.culprits or self.exchange.bears_out(error.accused)
+            brakes = self.exchange.brakes(timeout_s - (time.monotonic() - start))
+            culprits = error.culprits or tuple(m for m in brakes if m in (error.quitter, error.accused))
         except TimeoutError:
             culprits = tuple(self.exchange.laggards())
-            waited_for = f", waiting for {self._names(culprits)}" if culprits else ""
+            suspects = [] if culprits else self.exchange.late_reducers()
+            waited_for = f", waiting for {self._names(culprits or suspects)}" if culprits or suspects else ""
             reason = f"the exchange took longer than {timeout_s:.1f} s{waited_for}"
+        except Exception:  # whatever it was, it is this member's own fault, and the training goes on
+            logger.exception("the exchange failed on this member")
+            reason = "the exchange failed on this member: see its log"
         finally:
             if average is None:
                 self.exchange.fail(ExchangeError(reason or "given up", culprits))
@@ -84,6 +91,8 @@ class Round:
         ballot = FAILED if average is None else self._digest()
         self._cast(self.me, ballot)
         outcome, why = await self._vote(ballot, channels)
+        # Who reduces waits for others too: it has been asked, and has named one if that was so.
+        culprits = culprits or tuple(member for member in suspects if member not in self._excused)
         traffic = self.exchange.traffic
         return Verdict(
             outcome,
@@ -122,18 +131,20 @@ class Round:
         """What it means here that a member has given up, with its excuse: see :func:`excuse_for`."""
         text, accused = f"member {member} has given up", int.from_bytes(excuse)
         if len(excuse) != _EXCUSE_BYTES or accused >= len(self.group.peer_ids):
-            return ExchangeError(text, accused=[member])
+            return ExchangeError(text, quitter=member)
         # Whoever accuses this member has a fault between the two to show for it: that is seen at first hand.
         culprits = [member] if accused == self.me else []
-        # Nor is it above suspicion itself: a member at fault may be the first to give up.
-        return ExchangeError(f"{text} because of member {accused}", culprits, [accused, member])
+        return ExchangeError(f"{text} because of member {accused}", culprits, member, accused)
 
     def _cast(self, member: int, ballot: bytes) -> None:
         has_failed = len(ballot) != BALLOT_BYTES
         if not self._ballots[member].done():
             self._ballots[member].set_result(FAILED if has_failed else ballot)
         if has_failed and member != self.me:
-            self.exchange.fail(self.given_up(member, ballot))
+            error = self.given_up(member, ballot)
+            if error.accused is not None and error.accused not in (member, self.me):
+                self._excused.add(member)
+            self.exchange.fail(error)
 
     async def _vote(self, ballot: bytes, channels: Mapping[int, Channel]) -> tuple[Outcome, str]:
         others = [member for member in range(len(self.group.peer_ids)) if member != self.me]

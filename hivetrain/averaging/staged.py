@@ -1,7 +1,7 @@
 """The exchanges of one round, one after the other: a compressor may need the average of one for the next."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import torch
 
@@ -41,6 +41,7 @@ class StagedExchange:
         loop = asyncio.get_running_loop()
         self._exchanges: list[asyncio.Future[Exchange]] = [loop.create_future() for _ in range(MAX_STAGES)]
         self._failure: ExchangeError | None = None
+        self._quit: ExchangeError | None = None  # that, or that a member has given up
 
     @property
     def traffic(self) -> Traffic:
@@ -68,8 +69,8 @@ class StagedExchange:
         raise AssertionError(f"a compressor has at most {MAX_STAGES} stages")
 
     async def _run_stage(self, stage: int, vector: torch.Tensor, channels: Mapping[int, Channel]) -> torch.Tensor:
-        if self._failure is not None:
-            raise self._failure
+        if self._quit is not None:
+            raise self._quit
         exchange = Exchange(
             self._me, self._weights, self._layout(vector.numel()), vector, self._codec, self._part_timeout_s,
             self._rule, self._memory,
@@ -95,19 +96,22 @@ class StagedExchange:
         return [exchange.reduction.digest() for exchange in self._opened()]
 
     def laggards(self) -> list[int]:
-        """Members for whom the stage under way waits."""
+        """Members for whom the stage under way waits; see :meth:`Exchange.laggards`."""
         return self._opened()[-1].laggards() if self._opened() else []
 
-    def bears_out(self, suspects: Iterable[int]) -> tuple[int, ...]:
-        """Those of the suspects whose fault shows here too: the stage waits for them, or did most of the time."""
-        if not self._opened():
-            return ()
-        stage = self._opened()[-1]
-        return tuple(sorted(set(suspects) & {*stage.laggards(), *stage.brakes()}))
+    def late_reducers(self) -> list[int]:
+        """Members whose averages the stage under way waits for; see :meth:`Exchange.late_reducers`."""
+        return self._opened()[-1].late_reducers() if self._opened() else []
+
+    def brakes(self, left_s: float) -> list[int]:
+        """Members for whom the stage waited most of the time, if time is up but for the part timeout; else nobody."""
+        return self._opened()[-1].brakes() if self._opened() and left_s < self._part_timeout_s else []
 
     def fail(self, error: ExchangeError) -> None:
-        """Ends all stages, here and for every member that waits for an answer of this one."""
-        self._failure = self._failure or error
+        """Ends all stages, here and for every member that waits for an answer; see :meth:`Exchange.fail`."""
+        if error.quitter is None:
+            self._failure = self._failure or error
+        self._quit = self._quit or error
         for exchange in self._opened():
             exchange.fail(error)
 

@@ -63,8 +63,13 @@ async def run_exchanges(exchanges, behave=None):
     return await asyncio.gather(*runs, return_exceptions=True)
 
 
-async def run_rounds(group, vectors, behave=None, ballots=None, absent=(), vote_timeout_s=1.0, timeout_s=5.0):
-    """Runs all members' rounds but those of ``absent``; ``ballots`` maps (sender, receiver) to what is said instead."""
+async def run_rounds(
+    group, vectors, behave=None, ballots=None, absent=(), vote_timeout_s=1.0, timeout_s=5.0, answer=None
+):
+    """Runs all members' rounds but those of ``absent``; ``ballots`` maps (sender, receiver) to what is said instead.
+
+    ``behave`` and ``answer`` map (sender, reducer) to functions that change the stream of parts, and that of averages.
+    """
     ballots = ballots or {}
 
     def member_exchange(me):
@@ -94,21 +99,21 @@ async def run_rounds(group, vectors, behave=None, ballots=None, absent=(), vote_
             raise ExchangeError("cannot be dialled")
         said = (behave or {}).get((me, member), lambda stream: stream)(parts)
         async with aclosing(exchanges[member].serve(stage, me, said)) as answers:
-            async for answer in answers:
-                yield answer
+            async for average in (answer or {}).get((me, member), lambda stream: stream)(answers):
+                yield average
 
     async def send_ballot(me, member, ballot):
         said = ballots.get((me, member), ballot)
         if said is None or member in absent:
             raise ExchangeError("lost on the way")
         try:
-            answer = await rounds[member].answer_ballot(me, said)
+            theirs = await rounds[member].answer_ballot(me, said)
         except TimeoutError:
             raise ExchangeError("no answer") from None
-        answer = ballots.get((member, me), answer)
-        if answer is None:
+        theirs = ballots.get((member, me), theirs)
+        if theirs is None:
             raise ExchangeError("lost on the way")
-        return answer
+        return theirs
 
     present = [me for me in range(len(rounds)) if me not in absent]
     channels = {me: {other: InMemory(me, other) for other in range(len(rounds)) if other != me} for me in present}

@@ -28,7 +28,7 @@ from hivetrain.averaging.exchange import over_streams
 from hivetrain.averaging.group import MAX_OFFER_BYTES, Group, Offer
 from hivetrain.averaging.layout import PART_ELEMENTS, Layout
 from hivetrain.averaging.progress import MAX_RECORD_BYTES, MAX_TTL_S, Progress, ProgressBoard, SwarmView
-from hivetrain.averaging.reduction import ExchangeError
+from hivetrain.averaging.reduction import ExchangeError, Reduction
 from hivetrain.averaging.report import Outcome
 
 VICTIM = 1  # the member that misbehaves
@@ -306,6 +306,22 @@ def test_an_absent_member_makes_the_round_incomplete_within_its_timeouts():
     verdicts = asyncio.run(run_rounds(group, make_vectors(3, 99), absent={VICTIM}))
     assert time.monotonic() - start < 8
     assert {verdict.outcome for verdict in verdicts} == {Outcome.INCOMPLETE}
+
+
+def test_an_error_of_this_program_fails_the_round_and_blames_nobody(monkeypatch, caplog):
+    def breaks(self, member, index, data):
+        if self.me == VICTIM:
+            raise ZeroDivisionError("a mistake")
+        store(self, member, index, data)
+
+    store = Reduction.store
+    monkeypatch.setattr(Reduction, "store", breaks)
+    group = make_group([make_offer() for _ in range(3)])
+    verdicts = asyncio.run(run_rounds(group, make_vectors(3, 9 * PART_ELEMENTS)))
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.INCOMPLETE}
+    assert verdicts[VICTIM].culprits == ()
+    assert "log" in verdicts[VICTIM].reason
+    assert "ZeroDivisionError: a mistake" in caplog.text
 
 
 # Groups

@@ -30,6 +30,8 @@ class Session:
         self.reduction, self._on_done = reduction, on_done
         self._own_parts, self._their_parts = len(reduction.ranges[reduction.me]), len(reduction.ranges[member])
         self._parts_sent = self._averages_sent = 0
+        if not reduction.claim(member, "link"):
+            raise ExchangeError(f"member {member} uses two ways at once", [member])
         self._scratch = bytearray(0)
         self._lock = threading.Lock()
         self.is_done = False
@@ -47,7 +49,7 @@ class Session:
         is_ahead = part * self._own_parts > (average + _LEAD) * self._their_parts
         if has_average and (is_ahead or not has_part):
             size = self.reduction.size_of(self.reduction.me, average)
-            return self._header(Kind.AVERAGE, average, size), lambda: self.reduction.average(average)
+            return self._header(Kind.AVERAGE, average, size), lambda: self.reduction.average(self.member, average)
         if has_part:
             size = self.reduction.size_of(self.member, part)
             return self._header(Kind.PART, part, size), lambda: self.reduction.outgoing(self.member, part)
@@ -57,9 +59,10 @@ class Session:
         """A frame has left."""
         if header.kind is Kind.AVERAGE:
             self._averages_sent += 1
-            self.reduction.taken(header.index)
+            self.reduction.taken(self.member, header.index)
         else:
             self._parts_sent += 1
+            self.reduction.debts.send(self.member, header.index)
         self._check_done()
 
     def received(self, header: Header, receive: Receive) -> None:
