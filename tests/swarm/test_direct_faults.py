@@ -101,7 +101,7 @@ def test_a_faulty_member_fails_the_round_for_all_and_the_next_goes_on_without_it
             first = await nodes.average(vectors)
             assert {result.verdict.outcome for result in first} == {Outcome.AVERAGED}
             victim = nodes.nodes[VICTIM]
-            link = victim.paths.links._links[nodes.nodes[0].peer_id]
+            link = victim.paths.links.find(nodes.nodes[0].peer_id)
             link.outgoing = Faulty(link.outgoing, fault)
             second = await nodes.average(vectors)
             link.outgoing.over.set()
@@ -130,7 +130,7 @@ def test_a_member_at_a_megabyte_per_second_is_named_when_time_is_up():
             assert {result.verdict.outcome for result in first} == {Outcome.AVERAGED}
             slow = nodes.nodes[VICTIM]
             bucket = TokenBucket(1e6)
-            for link in slow.paths.links._links.values():
+            for (link,) in slow.paths.links._links.values():
                 link.outgoing._bucket = bucket
             timeouts = (6.0, 6.5, 9.0)
             group = nodes.group()

@@ -77,10 +77,10 @@ async def nobody_answers(*_):
 def test_what_goes_wrong_in_choosing_a_way_is_the_members_fault_and_ends_the_round_alone():
     async def run():
         async with Nodes(2) as nodes:
-            nodes.nodes[0].paths.links.dial = fails
+            nodes.nodes[0].paths.links.find = fails
             return await nodes.nodes[0].average(nodes.group(), torch.ones(NUMEL))
 
-    async def fails(*_):
+    def fails(*_):
         raise LookupError("out of place")
 
     verdict = asyncio.run(run()).verdict

@@ -25,7 +25,7 @@ from hivemind.p2p import PeerID
 from hivetrain.averaging.direct.stream import Stream, TLSStream
 from hivetrain.swarm.identity import Identity, verify_statement
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"HVTD"
 _OID = x509.ObjectIdentifier("2.25.325311475108913478436711053406120493061")
 _CERTIFICATE, _CLIENT = b"hivetrain direct link, certificate:", b"hivetrain direct link, client:"

@@ -20,8 +20,6 @@ from hivetrain.averaging.reduction import ExchangeError
 
 logger = logging.getLogger(__name__)
 
-_PAST_GROUPS = 64
-_EARLY_S = 10.0  # how long a groupmate's frame may be ahead of the group's own arrival here
 _MAX_CONTROL = 64
 _MAX_BUSY_S = 0.5
 
@@ -48,7 +46,6 @@ class Link:
         self._control: deque[tuple[Header, bytes]] = deque()
         self._group: bytes | None = None
         self._sessions: dict[int, Session] = {}
-        self._past: deque[bytes] = deque(maxlen=_PAST_GROUPS)
         self.is_closed = self.is_released = False
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=f"hivetrain-link-{name}", daemon=True)
@@ -61,17 +58,14 @@ class Link:
             thread.start()
 
     def enter(self, group: bytes) -> None:
-        """A round begins."""
+        """A round begins; to be called before the other end is told."""
         with self._wake:
-            if group not in self._past:
-                self._group = group
-                self._sessions = {}
+            self._group, self._sessions = group, {}
             self._wake.notify_all()
 
     def leave(self, group: bytes) -> None:
         """A round is over. Closes the link if it hangs in a frame of that round."""
         with self._wake:
-            self._past.append(group)
             is_done = all(session.is_done for session in self._sessions.values())
             if self._group == group:
                 self._group, self._sessions = None, {}
@@ -135,7 +129,7 @@ class Link:
             why = str(error)
         except Exception:  # a thread's end is a process boundary of a kind: the link closes, the program goes on
             logger.exception("a link's thread failed")
-            why = "this peer failed"
+            why = ExchangeError("this peer's link failed: see its log")
         self.close(why)
 
     def _notify(self) -> None:
@@ -178,21 +172,13 @@ class Link:
             self._on_control(self, header, bytes(payload))
 
     def _session_of(self, header: Header) -> Session | None:
-        """The session that a part belongs to, waiting a little if this peer is not there yet; None: it is over."""
+        """The session that a part belongs to, waiting for its stage to begin; None: its round is over.
 
-        def is_known() -> bool:
-            return (
-                self.is_closed
-                or header.group in self._past
-                or (header.group == self._group and header.stage in self._sessions)
-            )
-
+        A round that this end is not in cannot lie ahead: parts come when both ends have said that they use the link.
+        """
         with self._wake:
-            if not self._wake.wait_for(is_known, _EARLY_S):
-                raise ValueError("sent parts of a round that this peer is not in")
-            if self.is_closed or header.group in self._past:
-                return None
-            return self._sessions[header.stage]
+            self._wake.wait_for(lambda: self.is_closed or header.group != self._group or header.stage in self._sessions)
+            return self._sessions.get(header.stage) if header.group == self._group else None
 
     def _skip(self, length: int) -> None:
         room = memoryview(bytearray(min(length, 2**16)))

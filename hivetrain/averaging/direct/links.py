@@ -7,12 +7,13 @@ round names the stranger as a member.
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from hivemind.p2p import PeerID
 
@@ -27,7 +28,9 @@ logger = logging.getLogger(__name__)
 DIAL_S = 2.0
 _UNCLAIMED_S = 15.0  # for a link that no round has asked for, or for half of one
 _MAX_UNCLAIMED = 64
+_MAX_LINKS = 3  # to one member at a time: a dead one that was kept, and one that each end has dialled
 _HANDSHAKES = 8
+_DIALS = 32
 _BACKLOG = 64
 _JOIN_S = 1.0
 
@@ -50,12 +53,13 @@ class DirectLinks:
         self._credentials, self._run = credentials, hashlib.sha256(run_id.encode()).digest()
         self._send_timeout_s, self._on_control, self._bucket = send_timeout_s, on_control, bucket
         self._loop = asyncio.get_running_loop()
-        self._links: dict[PeerID, Link] = {}
+        self._links: dict[PeerID, list[Link]] = {}
         self._closed: list[Link] = []
         self._halves: dict[tuple[PeerID, bytes], tuple[Hello, Stream, float]] = {}
         self._unclaimed: dict[PeerID, tuple[Stream, Stream, float]] = {}
-        self._arrived = asyncio.Condition()
+        self._expected: dict[PeerID, list[asyncio.Event]] = {}
         self._workers = ThreadPoolExecutor(_HANDSHAKES, "hivetrain-handshake")
+        self._diallers = ThreadPoolExecutor(_DIALS, "hivetrain-dial")  # its own: strangers must not take its places
         self._servers: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._handshaking: set[socket.socket] = set()
@@ -78,38 +82,61 @@ class DirectLinks:
 
     def find(self, peer_id: PeerID) -> Link | None:
         """A link that is open to a member of the own group; begins to read from one that had been waiting."""
-        if peer_id in self._unclaimed:
-            sending, receiving, _ = self._unclaimed.pop(peer_id)
-            self._open(peer_id, sending, receiving)
-        return self._links.get(peer_id)
+        if not self._open_links(peer_id):
+            self._claim(peer_id)
+        return next(iter(self._open_links(peer_id)), None)
 
-    async def wait_for(self, peer_id: PeerID, timeout_s: float) -> Link | None:
-        """A link to a member, when it comes within ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._arrived:
-                await self._arrived.wait_for(lambda: self.find(peer_id) is not None)
-        return self._links.get(peer_id)
+    @contextlib.contextmanager
+    def expecting(self, peer_id: PeerID) -> Iterator[asyncio.Event]:
+        """For as long, every link that a member opens is read at once; the event is set when a link is open."""
+        opened = asyncio.Event()
+        self._expected.setdefault(peer_id, []).append(opened)
+        try:
+            self._claim(peer_id)
+            if self._open_links(peer_id):
+                opened.set()
+            yield opened
+        finally:
+            self._expected[peer_id].remove(opened)
+            if not self._expected[peer_id]:
+                del self._expected[peer_id]
+
+    def keep(self, link: Link) -> None:
+        """Both ends use this link; closes the others to that member."""
+        for other in self._open_links(link.peer_id):
+            if other is not link:
+                other.close("uses another link")
+        if (waiting := self._unclaimed.pop(link.peer_id, None)) is not None:
+            _close_all(waiting[:2])
 
     async def dial(self, peer_id: PeerID, addresses: Sequence[tuple[str, int]], timeout_s: float) -> Link | None:
         """Opens a link to a member; returns None if none of its addresses leads to it within ``timeout_s``."""
-        deadline, link = time.monotonic() + timeout_s, os.urandom(16)
-        opened: list[Stream] = []
+        deadline = time.monotonic() + timeout_s
         for number, address in enumerate(addresses):
             now = time.monotonic()
             until = now + (deadline - now) / (len(addresses) - number)
-            try:
-                for direction in Direction:
-                    hello = Hello(direction, link, self._run)
-                    work = self._loop.run_in_executor(self._workers, self._dial_once, peer_id, address, hello, until)
-                    opened.append(await work)
-                break
-            except (OSError, HandshakeError) as error:
-                logger.debug("no link to %s at %s: %s", peer_id, address, error)
-                _close_all(opened)
-                opened.clear()
-        if len(opened) < len(Direction):
-            return None
-        return self._open(peer_id, *opened)
+            streams = await self._dial_both(peer_id, address, until)
+            if streams is not None:
+                return self._open(peer_id, *streams)
+        return None
+
+    async def _dial_both(self, peer_id: PeerID, address: tuple[str, int], until: float) -> list[Stream] | None:
+        """Both connections of a link at once: they take half the round trips."""
+        name, streams = os.urandom(16), None
+        work = [
+            self._diallers.submit(self._dial_once, peer_id, address, Hello(direction, name, self._run), until)
+            for direction in Direction
+        ]
+        try:
+            streams = await asyncio.gather(*map(asyncio.wrap_future, work))
+        except (OSError, HandshakeError) as error:
+            logger.debug("no link to %s at %s: %s", peer_id, address, error)
+        finally:
+            if streams is None:
+                for each in work:
+                    each.cancel()
+                    each.add_done_callback(_close_unwanted)
+        return streams
 
     async def stop(self) -> None:
         """Closes all links and waits for their threads."""
@@ -119,11 +146,12 @@ class DirectLinks:
         _close_all(self._servers)
         _close_all(self._handshaking)
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._diallers.shutdown(wait=False, cancel_futures=True)
         for _, half, _ in self._halves.values():
             half.close()
         for sending, receiving, _ in self._unclaimed.values():
             _close_all([sending, receiving])
-        links = [*self._links.values(), *self._closed]
+        links = [*itertools.chain(*self._links.values()), *self._closed]
         for link in links:
             link.close()
         await asyncio.gather(*(asyncio.to_thread(link.join, _JOIN_S) for link in links))
@@ -138,17 +166,32 @@ class DirectLinks:
             raise
 
     def _open(self, peer_id: PeerID, sending: Stream, receiving: Stream) -> Link:
-        if (old := self._links.get(peer_id)) is not None:
-            old.close("replaced by a new link")
         outgoing = Pipe(sending, self._send_timeout_s, self._bucket)
         link = Link(peer_id, outgoing, Pipe(receiving, None, None), self._on_control, self._forget)
-        self._links[peer_id] = link
+        self._links.setdefault(peer_id, []).append(link)
         link.start()
+        for opened in self._expected.get(peer_id, ()):
+            opened.set()
         return link
+
+    def _open_links(self, peer_id: PeerID) -> list[Link]:
+        return [link for link in self._links.get(peer_id, ()) if not link.is_closed]
+
+    def _claim(self, peer_id: PeerID) -> None:
+        """Begins to read from a link that has been waiting, unless the other end has closed it since."""
+        if (waiting := self._unclaimed.pop(peer_id, None)) is None:
+            return
+        sending, receiving, _ = waiting
+        if len(self._open_links(peer_id)) >= _MAX_LINKS or _has_ended(sending) or _has_ended(receiving):
+            _close_all([sending, receiving])
+        else:
+            self._open(peer_id, sending, receiving)
 
     def _forget(self, link: Link) -> None:
         def forget() -> None:
-            if self._links.get(link.peer_id) is link:
+            links = self._links[link.peer_id]
+            links.remove(link)
+            if not links:
                 del self._links[link.peer_id]
             self._closed.append(link)
 
@@ -198,8 +241,8 @@ class DirectLinks:
         if peer_id in self._unclaimed:
             _close_all(self._unclaimed.pop(peer_id)[:2])
         self._unclaimed[peer_id] = sending, receiving, time.monotonic()
-        async with self._arrived:
-            self._arrived.notify_all()
+        if peer_id in self._expected:
+            self._claim(peer_id)
 
     async def _sweep(self) -> None:
         while True:
@@ -212,6 +255,25 @@ class DirectLinks:
             for link in self._closed:
                 link.join(0)
             self._closed = [link for link in self._closed if not link.is_released]
+
+
+def _has_ended(stream: Stream) -> bool:
+    """Whether the other end has closed a connection that nobody reads from yet."""
+    timeout_s = stream.sock.gettimeout()
+    stream.sock.setblocking(False)
+    try:
+        return not stream.sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        stream.sock.settimeout(timeout_s)
+
+
+def _close_unwanted(work: "Future[Stream]") -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().close()
 
 
 def _close_all(sockets: Iterable[socket.socket | Stream]) -> None:

@@ -1,29 +1,26 @@
 """Which way a round takes to each member: a direct link where there is one, or libp2p.
 
-Of each pair one decides, so that both take the same way. It uses a link that is open, or dials; the other dials too if
-nothing came for half a second, in case only that direction works. After two seconds the pair uses libp2p, and the
-address that did not answer is not tried again for a while.
+It measures how fast the links are, and passes on what comes through them beside the parts: ballots and answers.
 """
 
 import asyncio
 import contextlib
 import logging
 import math
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from hivemind.p2p import PeerID
 
+from hivetrain.averaging.direct.agreement import Agreements, Pair
 from hivetrain.averaging.direct.bucket import TokenBucket
 from hivetrain.averaging.direct.channel import DirectChannel
 from hivetrain.averaging.direct.contact import Contact
 from hivetrain.averaging.direct.frames import Header, Kind
 from hivetrain.averaging.direct.handshake import Credentials
 from hivetrain.averaging.direct.link import Link
-from hivetrain.averaging.direct.links import DIAL_S, DirectLinks
-from hivetrain.averaging.exchange import Exchange
+from hivetrain.averaging.direct.links import DirectLinks
+from hivetrain.averaging.direct.pair import PairChannel
 from hivetrain.averaging.group import Group
 from hivetrain.averaging.libp2p import LibP2PChannel, RoundService
 from hivetrain.averaging.reduction import ExchangeError
@@ -32,9 +29,6 @@ from hivetrain.averaging.transport import Channel
 
 logger = logging.getLogger(__name__)
 
-_HELP_AFTER_S = 0.5
-_UNREACHABLE_S = 600.0
-_MAX_NOTICES = 4096
 _MIN_MEASURED_BYTES = 8 * 2**20  # less may all fit into the kernel's buffers
 _LEAST_S = 1e-6
 _INERTIA = 0.75  # of the measured rate, in octaves
@@ -66,11 +60,10 @@ class Paths:
         self._bucket, self._rate = bucket, None if bucket is None else bucket.bytes_per_s
         self._loop = asyncio.get_running_loop()
         self.links = DirectLinks(credentials, run_id, part_timeout_s, self._on_control, bucket)
-        self._unreachable: dict[PeerID, tuple[Contact, float]] = {}
-        self._notices: OrderedDict[tuple[bytes, PeerID], asyncio.Future[bool]] = OrderedDict()
+        self._agreements = Agreements(self.links, service, is_required, part_timeout_s)
         self._answers: dict[tuple[bytes, PeerID], asyncio.Future[bytes]] = {}
         self._balloting: dict[PeerID, set[asyncio.Task[None]]] = {}
-        service.on_declined = lambda group, peer_id: self._notice(group, peer_id, False)
+        service.on_declined = lambda group, peer_id: self._agreements.hear(group, peer_id, None)
 
     def listen(self, hosts: Sequence[str], port: int) -> None:
         """Begins to accept links; see :meth:`DirectLinks.listen`."""
@@ -79,8 +72,13 @@ class Paths:
 
     def channels(self, group: Group, me: int) -> dict[int, "PairChannel"]:
         """A channel to each other member; which way it takes is found out at once, beside everything else."""
-        others = [member for member in range(len(group.peer_ids)) if member != me]
-        return {member: PairChannel(asyncio.create_task(self._choose_safely(group, me, member))) for member in others}
+        return {
+            member: PairChannel(
+                asyncio.create_task(self._choose_safely(group, me, member)), LibP2PChannel(self._service, group, member)
+            )
+            for member in range(len(group.peer_ids))
+            if member != me
+        }
 
     def leave(self, group: Group, channels: dict[int, "PairChannel"]) -> None:
         """A round is over."""
@@ -91,6 +89,7 @@ class Paths:
                 link.leave(group.name)
                 links.append(link)
             self._answers.pop((group.name, group.peer_ids[member]), None)
+            self._agreements.forget(group.name, group.peer_ids[member])
         self._measure(links)
 
     def _measure(self, links: Sequence[Link]) -> None:
@@ -128,19 +127,10 @@ class Paths:
         hidden = [offer.bandwidth == 0 for offer in group.offers]
         link = None
         if theirs is not None and theirs.mode == self.contact.mode and not (hidden[me] and hidden[member]):
-            # Who cannot be called decides, because it alone can call the other to say that there is no link.
-            decides = hidden[me] if hidden[me] != hidden[member] else me < member
-            if decides:
-                link = await self._obtain(peer_id, theirs)
-                if link is None:
-                    await self._service.decline(group.name, peer_id)
-                else:
-                    link.enter(group.name)
-                    link.say(Kind.USE, group.name)
-            else:
-                link = await self._offered(group.name, peer_id, theirs)
-                if link is not None:
-                    link.enter(group.name)
+            # Who cannot be called proposes, because it alone can call the other to say that there is no link.
+            proposes = hidden[me] if hidden[me] != hidden[member] else me < member
+            pair = Pair(group.name, member, peer_id, theirs, self.contact, proposes, can_call=not hidden[member])
+            link = await self._agreements.reach(pair)
         if link is not None:
             answer = self._answers[group.name, peer_id] = self._loop.create_future()
             return DirectChannel(
@@ -150,61 +140,6 @@ class Paths:
             raise ExchangeError(f"member {member} cannot be reached directly")
         return through_daemon
 
-    async def _obtain(self, peer_id: PeerID, theirs: Contact) -> Link | None:
-        if (link := self.links.find(peer_id)) is not None:
-            return link
-        if not theirs.dialable(self.contact) and not self.contact.port:
-            return None
-        known, until = self._unreachable.get(peer_id, (None, 0.0))
-        if known is not None and known.places == theirs.places and time.monotonic() < until:
-            return None
-        dialling = asyncio.create_task(self._dial(peer_id, theirs))
-        try:
-            if theirs.dialable(self.contact):
-                await asyncio.wait({dialling}, timeout=_HELP_AFTER_S)
-            if dialling.done() and dialling.result() is not None:
-                return dialling.result()
-            waiting = asyncio.create_task(self.links.wait_for(peer_id, DIAL_S - _HELP_AFTER_S))
-            await asyncio.wait({dialling, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (dialling, waiting):
-                link = link or await task
-        finally:
-            dialling.cancel()
-        if link is None and not self._is_required:  # else there is nothing to spare by not trying again
-            self._unreachable[peer_id] = theirs, time.monotonic() + _UNREACHABLE_S
-            logger.info("no direct link to %s; using libp2p", str(peer_id)[-8:])
-        return link
-
-    async def _dial(self, peer_id: PeerID, theirs: Contact) -> Link | None:
-        addresses = theirs.dialable(self.contact)
-        return await self.links.dial(peer_id, addresses, DIAL_S) if addresses else None
-
-    async def _offered(self, group: bytes, peer_id: PeerID, theirs: Contact) -> Link | None:
-        notice = self._notice_of(group, peer_id)
-        helping = asyncio.create_task(self._help(peer_id, theirs))
-        try:
-            await asyncio.wait({notice}, timeout=DIAL_S + _HELP_AFTER_S)
-        finally:
-            helping.cancel()
-            self._notices.pop((group, peer_id), None)
-        return self.links.find(peer_id) if notice.done() and notice.result() else None
-
-    async def _help(self, peer_id: PeerID, theirs: Contact) -> None:
-        """Lets the other end's link in, or opens one if the other end cannot."""
-        if await self.links.wait_for(peer_id, _HELP_AFTER_S) is None and await self._dial(peer_id, theirs) is None:
-            await self.links.wait_for(peer_id, DIAL_S)
-
-    def _notice_of(self, group: bytes, peer_id: PeerID) -> "asyncio.Future[bool]":
-        notice = self._notices.setdefault((group, peer_id), self._loop.create_future())
-        while len(self._notices) > _MAX_NOTICES:
-            self._notices.popitem(last=False)
-        return notice
-
-    def _notice(self, group: bytes, peer_id: PeerID, has_link: bool) -> None:
-        notice = self._notice_of(group, peer_id)
-        if not notice.done():
-            notice.set_result(has_link)
-
     def _on_control(self, link: Link, header: Header, payload: bytes) -> None:
         """On a link's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -212,7 +147,7 @@ class Paths:
 
     def _handle(self, link: Link, header: Header, payload: bytes) -> None:
         if header.kind is Kind.USE:
-            self._notice(header.group, link.peer_id, True)
+            self._agreements.hear(header.group, link.peer_id, link)
         elif header.kind is Kind.ANSWER:
             answer = self._answers.get((header.group, link.peer_id))
             if answer is not None and not answer.done():
@@ -231,36 +166,6 @@ class Paths:
         round_, member = found
         with contextlib.suppress(TimeoutError):
             link.say(Kind.ANSWER, group, await round_.answer_ballot(member, ballot))
-
-
-class PairChannel(Channel):
-    """A channel that is still being chosen."""
-
-    def __init__(self, choice: "asyncio.Task[Channel]") -> None:
-        self._choice = choice
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """Which way was chosen; "none" if it is not known."""
-        chosen = self._chosen()
-        return chosen.name if chosen is not None else "none"
-
-    async def exchange(self, stage: int, exchange: Exchange) -> None:
-        await (await asyncio.shield(self._choice)).exchange(stage, exchange)
-
-    async def vote(self, ballot: bytes) -> bytes:
-        return await (await asyncio.shield(self._choice)).vote(ballot)
-
-    def cancel(self) -> Link | None:
-        """The round is over; returns the link that it used."""
-        chosen = self._chosen()
-        if chosen is None:
-            self._choice.cancel()
-        return chosen.link if isinstance(chosen, DirectChannel) else None
-
-    def _chosen(self) -> Channel | None:
-        done = self._choice.done() and not self._choice.cancelled() and self._choice.exception() is None
-        return self._choice.result() if done else None
 
 
 def _code_of(bytes_per_s: float) -> int:
