@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # In part timeouts. A reducer waits for others before it answers; so that it can name them first, it gets more time than
-# they do. Whoever takes nothing gets most: the reason may be the own line.
-PATIENCE = 1.5
-_TAKING = 2.0
+# they do, even if they take their time to take its averages.
+PATIENCE = 2.0
+_TAKING = 1.5
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,16 @@ class Debt:
     """Something that a member owes.
 
     Attributes:
-        kind: ``part`` of the own slice, ``average`` of its slice, or ``taking`` what this member has for it.
+        kind: ``part`` of the own slice, ``average`` of its slice, or ``taking`` what this member has for it first.
         index: of the part or average.
         since: monotonic time.
+        limit: after how many part timeouts it is a fault.
     """
 
     kind: str
     index: int
     since: float
-
-    @property
-    def limit(self) -> float:
-        """After how many part timeouts it is a fault."""
-        return {"part": 1.0, "average": PATIENCE, "taking": _TAKING}[self.kind]
+    limit: float
 
 
 class Debts:
@@ -56,9 +53,7 @@ class Debts:
         self.averaged = [0] * len(parts)  # averages, by their reducer
         self._waited_s = [0.0] * len(parts)  # for each member alone, with parts of the own slice
         self._alone_since: dict[int, tuple[int, float]] = {}  # by part: the only member that has not sent it
-        self._opened_at, self._taken_at, self._asked_at, self._sent_at, self._averaged_at = (
-            [now] * len(parts) for _ in range(5)
-        )
+        self._opened_at, self._asked_at, self._sent_at, self._averaged_at = ([now] * len(parts) for _ in range(4))
 
     def await_alone(self, index: int, member: int) -> None:
         """Only one member has not sent a part of the own slice yet."""
@@ -74,9 +69,8 @@ class Debts:
         """A member has an average of the own slice."""
         if index != self.taken[member]:
             return
-        self._taken_at[member] = self._clock()
         if index + self.window == self.received[member]:
-            self._opened_at[member] = self._taken_at[member]
+            self._opened_at[member] = self._clock()
         self.taken[member] = index + 1
 
     def send(self, member: int, index: int) -> None:
@@ -96,14 +90,15 @@ class Debts:
         debts, completed, part, average = [], self.completed, self.received[member], self.averaged[member]
         if part <= completed < self.parts[self.me]:
             if part < self.taken[member] + self.window:
-                debts.append(Debt("part", part, max(self.completed_at, self._opened_at[member])))
+                debts.append(Debt("part", part, max(self.completed_at, self._opened_at[member]), 1.0))
             else:
-                debts.append(Debt("taking", part, max(self.completed_at, self._taken_at[member])))
+                debts.append(Debt("taking", part, self.completed_at, _TAKING))
         if average < self.parts[member]:
             if self.sent[member] > average:
-                debts.append(Debt("average", average, max(self._averaged_at[member], self._asked_at[member])))
+                since = max(self._averaged_at[member], self._asked_at[member])
+                debts.append(Debt("average", average, since, PATIENCE))
             else:
-                debts.append(Debt("taking", average, max(self._averaged_at[member], self._sent_at[member])))
+                debts.append(Debt("taking", average, max(self._averaged_at[member], self._sent_at[member]), PATIENCE))
         return debts
 
     def late(self, others: Sequence[int], least_s: float) -> list[int]:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from hivetrain.averaging.codecs import Codec
-from hivetrain.averaging.debts import PATIENCE as PATIENCE
 from hivetrain.averaging.debts import Debt
 from hivetrain.averaging.layout import Layout
 from hivetrain.averaging.memory import ResultMemory
@@ -29,8 +28,11 @@ OpenStream = Callable[[int, AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 # Exchanges everything with one member: returns when nothing is owed in either direction, raises ExchangeError.
 Talk = Callable[["Exchange", int], Coroutine[Any, Any, None]]
 
-_LAG = 0.05  # of the part timeout: a wait that is more than chance
-_TICK = 0.02  # of the part timeout
+# In part timeouts.
+_LAG = 0.05  # a wait that is more than chance
+_TICK = 0.02
+_DEFENCE = 1.5
+_AGREED = 1.75  # more than an honest reducer can be late by another's fault
 
 
 @dataclass
@@ -223,7 +225,8 @@ class Exchange:
             if late:
                 names = ", ".join(str(member) for member in late)
                 text = f"member(s) {names} did not send what was due for {self.part_timeout_s:g} s"
-                self.fail(ExchangeError(text, [*late, *(self._hearsay.culprits if self._hearsay else ())]))
+                known = self._hearsay.culprits if self._hearsay else ()
+                self.fail(ExchangeError(text, list(dict.fromkeys([*late, *known]))))
             self._settle()
             await asyncio.sleep(_TICK * self.part_timeout_s)
 
@@ -242,11 +245,11 @@ class Exchange:
         now, accused = time.monotonic(), error.accused
         if accused is not None and accused not in (self.me, quitter) and accused not in self.reduction.quitters:
             debts = self.reduction.debts.of(accused)
-            if any(debt.kind != "taking" and self._age(debt, now) >= 1 for debt in debts):
+            if any(debt.kind == "average" and self._age(debt, now) >= _AGREED for debt in debts):
                 error = ExchangeError(str(error), [accused], quitter, accused)
             self._suspects.update((accused, debt.index) for debt in debts if debt.kind == "part")
         elif accused == self.me:  # by going on this member shows the others that it is not late
-            self._defends_until = now + PATIENCE * self.part_timeout_s
+            self._defends_until = now + _DEFENCE * self.part_timeout_s
         self.reduction.quitters.add(quitter)
         if self._hearsay is None or error.culprits:
             self._hearsay = error

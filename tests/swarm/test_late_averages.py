@@ -40,14 +40,14 @@ def test_a_member_that_drips_its_averages_is_named_by_all():
     vectors = [torch.full((600_000,), float(member)) for member in range(3)]  # one part in each slice: sent at once
 
     async def run():
-        async with Nodes(3, part_timeout_s=1.0) as nodes:
+        async with Nodes(3, part_timeout_s=1.5) as nodes:
             first = await nodes.average(vectors)
             assert {result.verdict.outcome for result in first} == {Outcome.AVERAGED}
             victim = nodes.nodes[VICTIM]
             for node in nodes.nodes[:VICTIM]:
                 link = victim.paths.links.find(node.peer_id)
                 link.outgoing = Dripping(link.outgoing)
-            return await nodes.average(vectors, timeout_s=8.0)
+            return await nodes.average(vectors, timeout_s=9.0)
 
     for result in asyncio.run(run())[:VICTIM]:
         assert result.verdict.outcome is Outcome.INCOMPLETE

@@ -14,11 +14,11 @@ from typing import Any
 
 from hivemind.p2p import PeerID
 
+from hivetrain.averaging.debts import PATIENCE
 from hivetrain.averaging.direct.contact import Contact
 from hivetrain.averaging.direct.frames import Kind
 from hivetrain.averaging.direct.link import Link
 from hivetrain.averaging.direct.links import DIAL_S, DirectLinks
-from hivetrain.averaging.exchange import PATIENCE
 from hivetrain.averaging.libp2p import RoundService
 from hivetrain.averaging.reduction import ExchangeError
 
