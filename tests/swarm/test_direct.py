@@ -77,7 +77,7 @@ def accept_one(credentials, timeout_s=3.0):
         sock, _ = server.accept()
         sock.settimeout(timeout_s)
         with server, sock:
-            _, peer_id, hello = credentials.accept(sock)
+            _, peer_id, hello = credentials.accept(sock, HELLO.run)
             return peer_id, hello
 
     return server.getsockname(), ThreadPoolExecutor(1).submit(accept)
@@ -100,8 +100,8 @@ def test_a_stream_that_tls_has_closed_is_at_its_end():
     kept = []
 
     class Keeps(Credentials):
-        def accept(self, sock):
-            kept.append(super().accept(sock.dup()))
+        def accept(self, sock, run):
+            kept.append(super().accept(sock.dup(), run))
             return kept[0]
 
     address, accepted = accept_one(Keeps(server.peer_id, server))

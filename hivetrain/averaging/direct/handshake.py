@@ -12,6 +12,8 @@ import socket
 import ssl
 import struct
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -85,14 +87,15 @@ class Credentials:
 
         Raises:
             HandshakeError: it is not ``expected`` who answers.
-            OSError: the connection broke, was closed, or took longer than the socket's timeout.
+            OSError: the connection broke, was closed, or all of it took longer than the socket's timeout.
         """
-        stream, certificate = Stream(sock), b""
+        stream, certificate, limit = Stream(sock), b"", _limit_of(sock)
         if self.identity is not None:
             stream = TLSStream(sock, self._client_context, server_side=False)
             certificate = stream.greet()
             if _peer_of(certificate) != expected:
                 raise HandshakeError("another peer answered")
+        limit()
         magic, version, nonce = _CHALLENGE.unpack(stream.read(_CHALLENGE.size))
         if (magic, version) != (_MAGIC, VERSION):
             raise HandshakeError("the other end speaks another protocol")
@@ -102,30 +105,36 @@ class Credentials:
             key = self.identity.public_key
             signature = self.identity.sign(_statement(certificate, nonce, expected, hello))
         head = _HELLO.pack(_MAGIC, VERSION, hello.direction, hello.link, hello.run, len(key), len(signature))
+        limit()
         stream.send(head + key + signature)
         if stream.read(1) != _ACCEPTED:
             raise HandshakeError("refused")
         return stream
 
-    def accept(self, sock: socket.socket) -> tuple[Stream, PeerID, Hello]:
+    def accept(self, sock: socket.socket, run: bytes) -> tuple[Stream, PeerID, Hello]:
         """Proves both ends to each other on a connection that somebody opened to this peer.
 
         Raises:
-            HandshakeError: whoever it is does not prove to be a peer.
-            OSError: the connection broke, was closed, or took longer than the socket's timeout.
+            HandshakeError: whoever it is does not prove to be a peer of the run.
+            OSError: the connection broke, was closed, or all of it took longer than the socket's timeout.
         """
-        stream = Stream(sock)
+        stream, limit = Stream(sock), _limit_of(sock)
         if self.identity is not None:
             stream = TLSStream(sock, self._server_context, server_side=True)
             stream.greet()
         nonce = os.urandom(32)
+        limit()
         stream.send(_CHALLENGE.pack(_MAGIC, VERSION, nonce))
-        magic, version, direction, link, run, key_size, signature_size = _HELLO.unpack(stream.read(_HELLO.size))
+        magic, version, direction, link, their_run, key_size, signature_size = _HELLO.unpack(stream.read(_HELLO.size))
         if (magic, version) != (_MAGIC, VERSION) or direction not in tuple(Direction):
             raise HandshakeError("the other end speaks another protocol")
         if max(key_size, signature_size) > _MAX_FIELD:
             raise HandshakeError("a key or signature is too long")
-        key, signature = stream.read(key_size), stream.read(signature_size)
+        if their_run != run:
+            raise HandshakeError("a peer of another run")
+        limit()
+        both = stream.read(key_size + signature_size)
+        key, signature = both[:key_size], both[key_size:]
         hello = Hello(Direction(direction), link, run)
         try:
             if self.identity is None:
@@ -134,8 +143,17 @@ class Credentials:
                 peer_id = verify_statement(key, _statement(self._certificate, nonce, self.peer_id, hello), signature)
         except ValueError as error:
             raise HandshakeError(str(error)) from None
+        limit()
         stream.send(_ACCEPTED)
         return stream, peer_id, hello
+
+
+def _limit_of(sock: socket.socket) -> Callable[[], None]:
+    """To be called before each step: makes the socket's timeout one for all steps together."""
+    timeout_s = sock.gettimeout()
+    assert timeout_s is not None, "a handshake has a deadline"
+    deadline = time.monotonic() + timeout_s
+    return lambda: sock.settimeout(max(0.01, deadline - time.monotonic()))
 
 
 def _statement(certificate: bytes, nonce: bytes, server: PeerID, hello: Hello) -> bytes:

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from hivemind.p2p import PeerID
@@ -22,15 +22,15 @@ from hivetrain.averaging.direct.handshake import Credentials, Direction, Handsha
 from hivetrain.averaging.direct.link import Link, OnControl
 from hivetrain.averaging.direct.pipe import Pipe
 from hivetrain.averaging.direct.stream import Stream
+from hivetrain.averaging.direct.unclaimed import UNCLAIMED_S, Unclaimed, close_all
 
 logger = logging.getLogger(__name__)
 
 DIAL_S = 2.0
-_UNCLAIMED_S = 15.0  # for a link that no round has asked for, or for half of one
-_MAX_UNCLAIMED = 64
+_SWEEP_S = 5.0
 _MAX_LINKS = 3  # to one member at a time: a dead one that was kept, and one that each end has dialled
 _HANDSHAKES = 8
-_DIALS = 32
+_DIALS = 128  # two for each link
 _BACKLOG = 64
 _JOIN_S = 1.0
 
@@ -55,8 +55,7 @@ class DirectLinks:
         self._loop = asyncio.get_running_loop()
         self._links: dict[PeerID, list[Link]] = {}
         self._closed: list[Link] = []
-        self._halves: dict[tuple[PeerID, bytes], tuple[Hello, Stream, float]] = {}
-        self._unclaimed: dict[PeerID, tuple[Stream, Stream, float]] = {}
+        self._unclaimed = Unclaimed()
         self._expected: dict[PeerID, list[asyncio.Event]] = {}
         self._workers = ThreadPoolExecutor(_HANDSHAKES, "hivetrain-handshake")
         self._diallers = ThreadPoolExecutor(_DIALS, "hivetrain-dial")  # its own: strangers must not take its places
@@ -106,8 +105,7 @@ class DirectLinks:
         for other in self._open_links(link.peer_id):
             if other is not link:
                 other.close("uses another link")
-        if (waiting := self._unclaimed.pop(link.peer_id, None)) is not None:
-            _close_all(waiting[:2])
+        close_all(self._unclaimed.take(link.peer_id))
 
     async def dial(self, peer_id: PeerID, addresses: Sequence[tuple[str, int]], timeout_s: float) -> Link | None:
         """Opens a link to a member; returns None if none of its addresses leads to it within ``timeout_s``."""
@@ -128,7 +126,8 @@ class DirectLinks:
             for direction in Direction
         ]
         try:
-            streams = await asyncio.gather(*map(asyncio.wrap_future, work))
+            async with asyncio.timeout(until - time.monotonic()):  # a place among the diallers too takes time
+                streams = await asyncio.gather(*map(asyncio.wrap_future, work))
         except (OSError, HandshakeError) as error:
             logger.debug("no link to %s at %s: %s", peer_id, address, error)
         finally:
@@ -143,14 +142,11 @@ class DirectLinks:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        _close_all(self._servers)
-        _close_all(self._handshaking)
+        close_all(self._servers)
+        close_all(self._handshaking)
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._diallers.shutdown(wait=False, cancel_futures=True)
-        for _, half, _ in self._halves.values():
-            half.close()
-        for sending, receiving, _ in self._unclaimed.values():
-            _close_all([sending, receiving])
+        self._unclaimed.close_older_than(0.0)
         links = [*itertools.chain(*self._links.values()), *self._closed]
         for link in links:
             link.close()
@@ -179,13 +175,12 @@ class DirectLinks:
 
     def _claim(self, peer_id: PeerID) -> None:
         """Begins to read from a link that has been waiting, unless the other end has closed it since."""
-        if (waiting := self._unclaimed.pop(peer_id, None)) is None:
+        if not (streams := self._unclaimed.take(peer_id)):
             return
-        sending, receiving, _ = waiting
-        if len(self._open_links(peer_id)) >= _MAX_LINKS or _has_ended(sending) or _has_ended(receiving):
-            _close_all([sending, receiving])
+        if len(self._open_links(peer_id)) >= _MAX_LINKS or any(map(_has_ended, streams)):
+            close_all(streams)
         else:
-            self._open(peer_id, sending, receiving)
+            self._open(peer_id, *streams)
 
     def _forget(self, link: Link) -> None:
         def forget() -> None:
@@ -217,41 +212,26 @@ class DirectLinks:
 
     async def _greet(self, sock: socket.socket) -> None:
         try:
-            sock.setblocking(True)
-            sock.settimeout(DIAL_S)
-            secured, peer_id, hello = await self._loop.run_in_executor(self._workers, self._credentials.accept, sock)
+            until = time.monotonic() + DIAL_S
+            secured, peer_id, hello = await self._loop.run_in_executor(self._workers, self._accept_once, sock, until)
         except (OSError, HandshakeError, RuntimeError) as error:
             logger.debug("refused a direct link: %s", error)
             sock.close()
             return
         finally:
             self._handshaking.discard(sock)
-        if hello.run != self._run or len(self._halves) >= _MAX_UNCLAIMED:
-            secured.close()
-            return
-        other = self._halves.pop((peer_id, hello.link), None)
-        if other is None:
-            self._halves[peer_id, hello.link] = hello, secured, time.monotonic()
-            return
-        theirs, half, _ = other
-        if theirs.direction is hello.direction or len(self._unclaimed) >= _MAX_UNCLAIMED:
-            _close_all([half, secured])
-            return
-        receiving, sending = (half, secured) if theirs.direction is Direction.SENDING else (secured, half)
-        if peer_id in self._unclaimed:
-            _close_all(self._unclaimed.pop(peer_id)[:2])
-        self._unclaimed[peer_id] = sending, receiving, time.monotonic()
+        self._unclaimed.add(peer_id, hello, secured)
         if peer_id in self._expected:
             self._claim(peer_id)
 
+    def _accept_once(self, sock: socket.socket, until: float) -> tuple[Stream, PeerID, Hello]:
+        sock.settimeout(max(0.01, until - time.monotonic()))  # less, after a wait for a worker
+        return self._credentials.accept(sock, self._run)
+
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(_UNCLAIMED_S / 3)
-            oldest = time.monotonic() - _UNCLAIMED_S
-            for half_key in [key for key, (_, _, since) in self._halves.items() if since < oldest]:
-                self._halves.pop(half_key)[1].close()
-            for peer_id in [peer_id for peer_id, (_, _, since) in self._unclaimed.items() if since < oldest]:
-                _close_all(self._unclaimed.pop(peer_id)[:2])
+            await asyncio.sleep(_SWEEP_S)
+            self._unclaimed.close_older_than(UNCLAIMED_S)
             for link in self._closed:
                 link.join(0)
             self._closed = [link for link in self._closed if not link.is_released]
@@ -274,9 +254,3 @@ def _has_ended(stream: Stream) -> bool:
 def _close_unwanted(work: "Future[Stream]") -> None:
     if not work.cancelled() and work.exception() is None:
         work.result().close()
-
-
-def _close_all(sockets: Iterable[socket.socket | Stream]) -> None:
-    for sock in sockets:
-        with contextlib.suppress(OSError):
-            sock.close()
