@@ -66,6 +66,30 @@ def test_links_are_kept_between_rounds_and_closed_in_the_end():
     assert not left
 
 
+@pytest.mark.parametrize("listens", [True, False])
+def test_links_that_were_closed_are_given_back(listens, monkeypatch):
+    monkeypatch.setattr("hivetrain.averaging.direct.links._SWEEP_S", 0.05)
+
+    async def run():
+        async with Nodes(2) as nodes:
+            first, second = nodes.nodes
+            options, service = first.options, SimpleNamespace()
+            paths = first.paths if listens else options.open("run", service, first.rounds, 4.0, None, client_mode=True)
+            links = [
+                await paths.links.dial(second.peer_id, [("127.0.0.1", second.paths.contact.port)], 3.0)
+                for _ in range(4)
+            ]
+            for link in links:
+                link.close()
+            async with asyncio.timeout(5):
+                while not all(link.is_released for link in links):
+                    await asyncio.sleep(0.01)
+            assert not paths.links._closed
+            await paths.stop()
+
+    asyncio.run(run())
+
+
 # Who is let in
 
 

@@ -61,6 +61,7 @@ class DirectLinks:
         self._diallers = ThreadPoolExecutor(_DIALS, "hivetrain-dial")  # its own: strangers must not take its places
         self._servers: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_swept = False
         self._handshaking: set[socket.socket] = set()
         self.port = 0
 
@@ -77,7 +78,7 @@ class DirectLinks:
             self.port = server.getsockname()[1]
             self._servers.append(server)
             self._tasks.append(asyncio.create_task(self._accept_all(server)))
-        self._tasks.append(asyncio.create_task(self._sweep()))
+        self._begin_to_sweep()
 
     def find(self, peer_id: PeerID) -> Link | None:
         """A link that is open to a member of the own group; begins to read from one that had been waiting."""
@@ -166,6 +167,7 @@ class DirectLinks:
         link = Link(peer_id, outgoing, Pipe(receiving, None, None), self._on_control, self._forget)
         self._links.setdefault(peer_id, []).append(link)
         link.start()
+        self._begin_to_sweep()
         for opened in self._expected.get(peer_id, ()):
             opened.set()
         return link
@@ -227,6 +229,11 @@ class DirectLinks:
     def _accept_once(self, sock: socket.socket, until: float) -> tuple[Stream, PeerID, Hello]:
         sock.settimeout(max(0.01, until - time.monotonic()))  # less, after a wait for a worker
         return self._credentials.accept(sock, self._run)
+
+    def _begin_to_sweep(self) -> None:
+        if not self._is_swept:
+            self._is_swept = True
+            self._tasks.append(asyncio.create_task(self._sweep()))
 
     async def _sweep(self) -> None:
         while True:
