@@ -100,3 +100,24 @@ def test_a_member_that_takes_no_averages_cannot_have_more_of_them_kept_than_its_
     assert caught.value.culprits == (1,)
     reduction.average(1, 0)  # is under way
     reduction.add(1, reduction.window, bytes(2000))
+
+
+def test_an_error_of_this_program_on_a_link_blames_nobody_at_the_other_end(monkeypatch, caplog):
+    def breaks(self, member, index):
+        if self.me == VICTIM:
+            raise ZeroDivisionError("a mistake")
+        return outgoing(self, member, index)
+
+    outgoing = Reduction.outgoing
+    monkeypatch.setattr(Reduction, "outgoing", breaks)
+
+    async def run():
+        async with Nodes(3) as nodes:
+            return await nodes.average([torch.ones(300_000)] * 3)
+
+    verdicts = [result.verdict for result in asyncio.run(run())]
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.INCOMPLETE}
+    assert verdicts[VICTIM].culprits == (), verdicts
+    assert "log" in verdicts[VICTIM].reason
+    assert all(set(verdict.culprits) <= {VICTIM} for verdict in verdicts), verdicts
+    assert "ZeroDivisionError: a mistake" in caplog.text
