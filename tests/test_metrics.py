@@ -133,7 +133,7 @@ def test_no_label_is_anothers_name(program):
             continue
         for sample in metric.samples:
             assert set(sample.labels) <= {
-                "le", "outcome", "direction", "fate", "component", "verdict", "status", "source", "route", "state",
+                "le", "outcome", "direction", "fate", "component", "verdict", "status", "source", "route", "state", "sums",
             }  # fmt: skip
 
 
