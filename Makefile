@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/hivetrain demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
