@@ -133,7 +133,8 @@ def test_no_label_is_anothers_name(program):
             continue
         for sample in metric.samples:
             assert set(sample.labels) <= {
-                "le", "outcome", "direction", "fate", "component", "verdict", "status", "source", "route", "state", "sums",
+                "le", "outcome", "direction", "fate", "component", "verdict", "status", "source", "route", "state",
+                "sums",
             }  # fmt: skip
 
 
