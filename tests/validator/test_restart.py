@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import warnings
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def dying_round(station, writes):
     deadline = time.monotonic() + FORK_S
     while (status := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > deadline:  # a lock that another thread held at the fork: killed there, as anywhere else
+            warnings.warn(f"a forked round hung for {FORK_S:g} s", stacklevel=2)
             os.kill(child, signal.SIGKILL)
             deadline += FORK_S
         time.sleep(0.002)
